@@ -1,0 +1,1 @@
+"""Orcinus serves large language models; see docs/ and README.md."""

@@ -1,0 +1,133 @@
+"""What core tells the workers to do, and what they answer. Ids, counts and positions; never a tensor.
+
+An `IterationPlan` has two parts. *State changes* apply exactly once and in order, even when the work is skipped.
+*Work* may be abandoned: nothing it did counts before `Scheduler.update` (SYSTEMS.md, G9).
+"""
+
+from __future__ import annotations
+
+from enum import IntFlag
+
+import msgspec
+
+from orcinus.core.request import SamplingParams
+
+# In `Work.tokens`: the input is the token that this sequence sampled last, still on the worker.
+FED_BACK = b""
+
+
+class Output(IntFlag):
+    """What comes out of one sequence's work."""
+
+    NOTHING = 0
+    SAMPLE = 1
+    PROMPT_LOGPROBS = 2
+
+
+class NewSequence(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence the workers don't know (or no longer, after an epoch change), in full.
+
+    Args:
+        seq_id: core's number for it, never reused.
+        index: place among its request's answers; part of the random key.
+        num_prompt_tokens: how many of `tokens` are prompt; the rest is generated.
+        tokens: packed uint32, all tokens known.
+        blocks: packed uint32 block table.
+        end_token_ids: masked until `min_tokens`.
+    """
+
+    seq_id: int
+    index: int
+    num_prompt_tokens: int
+    tokens: bytes
+    blocks: bytes
+    params: SamplingParams
+    end_token_ids: tuple[int, ...]
+    adapter: str = ""
+
+
+class BlockDelta(msgspec.Struct, frozen=True, array_like=True):
+    """The block table of `seq_id` reads `blocks` (packed uint32) from entry `start` on."""
+
+    seq_id: int
+    start: int
+    blocks: bytes
+
+
+class BlockCopy(msgspec.Struct, frozen=True, array_like=True):
+    """Copy block `source` to `target`, all layers, before any work of the plan."""
+
+    source: int
+    target: int
+
+
+class Work(msgspec.Struct, frozen=True, array_like=True):
+    """Run `num_tokens` tokens of one sequence from position `start`.
+
+    `tokens` holds them packed, or is `FED_BACK` (then `num_tokens` is 1).
+    """
+
+    seq_id: int
+    start: int
+    num_tokens: int
+    tokens: bytes
+    output: Output
+
+
+class IterationPlan(msgspec.Struct, frozen=True, array_like=True):
+    """One iteration. Applied in order: finished, new, block_deltas, copies; then work."""
+
+    epoch: int
+    iteration: int
+    work: tuple[Work, ...]
+    new: tuple[NewSequence, ...] = ()
+    block_deltas: tuple[BlockDelta, ...] = ()
+    copies: tuple[BlockCopy, ...] = ()
+    finished: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the iteration runs."""
+        return sum(work.num_tokens for work in self.work)
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probability of one token, and the likeliest ones in falling order (ids and values)."""
+
+    logprob: float
+    rank: int
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
+    """What one sequence's work gave: sampled tokens, and log-probabilities where asked.
+
+    `prompt_logprobs` covers the positions start+1 .. start+num_tokens of the work that lie in the prompt.
+    """
+
+    seq_id: int
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+class SequenceFailure(msgspec.Struct, frozen=True, array_like=True):
+    """The work of one sequence failed (`code` is stable); no other sequence is touched."""
+
+    seq_id: int
+    code: str
+    message: str
+
+
+class IterationResult(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to the plan of the same (epoch, iteration).
+
+    `stage_times`: seconds that each pipeline stage worked.
+    """
+
+    epoch: int
+    iteration: int
+    outputs: tuple[SequenceOutput, ...]
+    failures: tuple[SequenceFailure, ...] = ()
+    stage_times: tuple[float, ...] = ()

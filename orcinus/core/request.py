@@ -1,0 +1,205 @@
+"""What a client asked, and how its answer is to be sampled. Immutable past the door."""
+
+from __future__ import annotations
+
+from array import array
+from enum import IntEnum, StrEnum
+from math import isfinite
+
+import msgspec
+
+from orcinus.errors import InvalidRequest
+
+MAX_TOKEN_ID = 2**31 - 1
+# Token ids are packed as the C type of 4 bytes; core and the wire agree on it by checking once.
+TOKEN_TYPECODE = "I"
+assert array(TOKEN_TYPECODE).itemsize == 4
+
+
+def pack_tokens(tokens: list[int] | tuple[int, ...] | array[int]) -> bytes:
+    """Token ids as packed uint32, the form they have in core and on the wire."""
+    return array(TOKEN_TYPECODE, tokens).tobytes()
+
+
+def unpack_tokens(packed: bytes) -> array[int]:
+    """The inverse of `pack_tokens`."""
+    tokens = array(TOKEN_TYPECODE)
+    tokens.frombytes(packed)
+    return tokens
+
+
+class ServiceClass(IntEnum):
+    """Served in this order, whatever the policy (SYSTEMS.md, G1)."""
+
+    REALTIME = 0
+    NORMAL = 1
+    BESTEFFORT = 2
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended. A stop string, found outside core, ends as `stop`."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How one request's tokens are chosen. Names and meanings are those of vLLM and OpenAI.
+
+    Args:
+        n: answers to the one prompt; they share the prompt's KV blocks.
+        temperature: 0 is greedy; else the logits are divided by it before truncation.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens whose probability reaches p.
+        min_p: keep tokens at least this share as likely as the likeliest.
+        repetition_penalty: > 1 divides positive (multiplies negative) logits of tokens seen in prompt or answer.
+        presence_penalty: subtracted once from the logit of each token in the answer so far.
+        frequency_penalty: subtracted per occurrence in the answer so far.
+        logit_bias: added to the logit of a token id.
+        allowed_token_ids: nothing else can be sampled.
+        banned_token_ids: can't be sampled.
+        max_tokens: end after this many tokens; None means as many as the context allows.
+        min_tokens: no end-of-sequence and no stop token before this many.
+        stop: the answer ends before the first of these strings.
+        stop_token_ids: the answer ends after the first of these tokens.
+        include_stop_str_in_output: keep the stop string in the text.
+        ignore_eos: go on past the end-of-sequence token.
+        seed: of this request's draws; the door draws one where it is missing.
+        logprobs: log-probabilities of the chosen token and of this many likeliest ones, before truncation.
+        prompt_logprobs: the same for each prompt token but the first.
+        skip_special_tokens: leave special tokens out of the text.
+        detokenize: produce text at all.
+
+    Raises:
+        InvalidRequest: a value out of its range; it names the parameter, the value and the bound.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    banned_token_ids: list[int] | None = None
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    seed: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+    detokenize: bool = True
+
+    def __post_init__(self) -> None:
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if value is not None and not (isfinite(value) and low <= value <= high):
+                raise InvalidRequest(f"{name} is {value}, which is not between {low} and {high}", param=name)
+        if self.top_p == 0:
+            raise InvalidRequest("top_p is 0, which keeps no token; use a value in (0, 1]", param="top_p")
+        if self.repetition_penalty == 0:
+            raise InvalidRequest("repetition_penalty is 0; use a value in (0, 2]", param="repetition_penalty")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequest(f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}", param="min_tokens")
+        for name in ("allowed_token_ids", "banned_token_ids", "stop_token_ids", "logit_bias"):
+            ids = getattr(self, name)
+            if ids is not None and len(ids) > MAX_LISTED_TOKENS:
+                raise InvalidRequest(f"{name} has {len(ids)} entries, more than {MAX_LISTED_TOKENS}", param=name)
+            if ids is not None and not all(0 <= token <= MAX_TOKEN_ID for token in ids):
+                raise InvalidRequest(f"{name} names a token id outside 0..{MAX_TOKEN_ID}", param=name)
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise InvalidRequest("allowed_token_ids is empty, so nothing could be sampled", param="allowed_token_ids")
+        if self.logit_bias is not None and not all(-100 <= bias <= 100 for bias in self.logit_bias.values()):
+            raise InvalidRequest("logit_bias holds a value outside -100..100", param="logit_bias")
+        stops = self.stop_strings
+        if len(stops) > MAX_STOP_STRINGS or any(not 1 <= len(text) <= MAX_STOP_LENGTH for text in stops):
+            raise InvalidRequest(
+                f"stop takes at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_LENGTH} characters", param="stop"
+            )
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple, whichever form it was given in."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+MAX_STOP_STRINGS, MAX_STOP_LENGTH = 16, 512
+# Requests carry these lists through the engine; a vocabulary-sized one would cost every iteration.
+MAX_LISTED_TOKENS = 1024
+MAX_TOP_LOGPROBS = 20
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("n", 1, 128),
+    ("temperature", 0, 2),
+    ("top_k", 0, MAX_TOKEN_ID),
+    ("top_p", 0, 1),
+    ("min_p", 0, 1),
+    ("repetition_penalty", 0, 2),
+    ("presence_penalty", -2, 2),
+    ("frequency_penalty", -2, 2),
+    ("max_tokens", 1, MAX_TOKEN_ID),
+    ("min_tokens", 0, MAX_TOKEN_ID),
+    ("seed", -(2**63), 2**64 - 1),
+    ("logprobs", 0, MAX_TOP_LOGPROBS),
+    ("prompt_logprobs", 0, MAX_TOP_LOGPROBS),
+)
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One prompt past the door: bounded, seeded, complete.
+
+    Args:
+        request_id: unique among live requests.
+        prompt: packed uint32 token ids, at least one.
+        params: `seed` and `max_tokens` are set.
+        eos_token_ids: end-of-sequence tokens of the model; they count only unless `params.ignore_eos`.
+        weights_revision: identifies the weights that the answer is made with.
+        adapter: content hash of a LoRA adapter; empty for the base model.
+        priority: lower is sooner, for the `priority` policy.
+        deadline: instant after which nobody wants the answer.
+        cache_salt: narrows who may share this request's KV blocks.
+        arrived_at: seconds of the engine's clock.
+        resumed: packed tokens already generated, one entry per sequence index (all, or none). They count as
+            generated for penalties, limits, random position and stops: continuation after a failure is this field.
+    """
+
+    request_id: str
+    prompt: bytes
+    params: SamplingParams
+    eos_token_ids: tuple[int, ...] = ()
+    weights_revision: str = ""
+    adapter: str = ""
+    priority: int = 0
+    service_class: ServiceClass = ServiceClass.NORMAL
+    tenant: str = ""
+    deadline: float | None = None
+    cache_salt: str = ""
+    arrived_at: float = 0.0
+    resumed: tuple[bytes, ...] = ()
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt) // 4
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens an answer may have; the door has set it."""
+        assert self.params.max_tokens is not None
+        return self.params.max_tokens
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer once `min_tokens` are reached."""
+        eos = () if self.params.ignore_eos else self.eos_token_ids
+        return frozenset(eos) | frozenset(self.params.stop_token_ids or ())

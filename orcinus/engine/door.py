@@ -1,0 +1,87 @@
+"""The door: what every request passes on its way in, from the server and from `LLM` alike. Imports without torch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from orcinus.core.request import Request, SamplingParams, ServiceClass, pack_tokens
+from orcinus.engine.messages import EngineDescription
+from orcinus.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Bounds every number against the engine at hand, draws a missing seed, sets a missing max_tokens."""
+
+    engine: EngineDescription
+    seeds: random.Random
+
+    def admit(
+        self,
+        request_id: str,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        arrived_at: float = 0.0,
+        priority: int = 0,
+        service_class: ServiceClass = ServiceClass.NORMAL,
+        tenant: str = "",
+        resumed: tuple[bytes, ...] = (),
+    ) -> Request:
+        """The request as core takes it.
+
+        Raises:
+            InvalidRequest: it can't be served by this engine, whatever the load; the message gives the bound.
+        """
+        self._check_tokens(prompt, params)
+        room = self.engine.max_sequence_tokens - len(prompt)
+        max_tokens = room if params.max_tokens is None else params.max_tokens
+        if room < 1 or max_tokens > room:
+            raise InvalidRequest(
+                f"This model's maximum context length is {self.engine.max_sequence_tokens} tokens. However, you "
+                f"requested {len(prompt) + max(max_tokens, 1)} tokens ({len(prompt)} in the prompt, "
+                f"{max(max_tokens, 1)} for the answer). Please reduce the length of either.",
+                param="max_tokens" if room >= 1 else "prompt",
+                code="context_length_exceeded",
+            )
+        self._check_answers(len(prompt) + max_tokens, params.n)
+        seed = self.seeds.getrandbits(63) if params.seed is None else params.seed % 2**64
+        return Request(
+            request_id=request_id,
+            prompt=pack_tokens(list(prompt)),
+            params=msgspec.structs.replace(params, max_tokens=max_tokens, seed=seed),
+            eos_token_ids=self.engine.eos_token_ids,
+            weights_revision=self.engine.weights_revision,
+            priority=priority,
+            service_class=service_class,
+            tenant=tenant,
+            arrived_at=arrived_at,
+            resumed=resumed,
+        )
+
+    def _check_tokens(self, prompt: Sequence[int], params: SamplingParams) -> None:
+        """Ids outside the vocabulary would read past the embedding table."""
+        vocab_size = self.engine.vocab_size
+        if not prompt:
+            raise InvalidRequest("the prompt is empty; give at least one token", param="prompt")
+        if min(prompt) < 0 or max(prompt) >= vocab_size:
+            raise InvalidRequest(f"the prompt holds a token id outside 0..{vocab_size - 1}", param="prompt")
+        for name in ("allowed_token_ids", "banned_token_ids", "stop_token_ids", "logit_bias"):
+            ids = getattr(params, name)
+            if ids and max(ids) >= vocab_size:
+                raise InvalidRequest(f"{name} names a token id outside 0..{vocab_size - 1}", param=name)
+
+    def _check_answers(self, tokens: int, n: int) -> None:
+        """n answers run together, so together they must fit an empty engine."""
+        if n > self.engine.max_batch_size:
+            raise InvalidRequest(f"n is {n}; this engine runs at most {self.engine.max_batch_size} sequences", param="n")
+        if n * tokens > self.engine.max_request_tokens and n > 1:
+            raise InvalidRequest(
+                f"{n} answers of up to {tokens} tokens need {n * tokens} tokens of KV memory; this engine has "
+                f"{self.engine.max_request_tokens}. Lower n or max_tokens.",
+                param="n",
+            )

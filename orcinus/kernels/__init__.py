@@ -1,0 +1,105 @@
+"""Array maths behind one interface, chosen once at start. Knows packed tokens, block tables and lengths only.
+
+Every kernel keeps promise 2: the bits of a row depend on that row, its position and its sequence's KV, never on how
+many other rows came along, nor on how a prompt was cut into chunks, nor on the number of threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """What is the same for each call of one layer. `window` counts the keys seen, the query's own included."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    causal: bool = True
+    window: int | None = None
+    soft_cap: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBatch:
+    """Which rows belong to which sequence, and where its KV lies. One for all layers of an iteration.
+
+    Args:
+        query_starts: int32 [sequences + 1], rows query_starts[i] .. query_starts[i+1] are sequence i's new tokens.
+        context_lengths: int32 [sequences], tokens with KV once this iteration's are written; the new tokens are the
+            last ones of the context.
+        block_tables: int32 [sequences, blocks], padded with 0.
+        slots: int64 [tokens], block * block_size + offset at which a row's K and V are written.
+        positions: int64 [tokens].
+    """
+
+    query_starts: Tensor
+    context_lengths: Tensor
+    block_tables: Tensor
+    slots: Tensor
+    positions: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLinear:
+    """A weight in the form a kernel set likes. `data` belongs to that kernel set alone."""
+
+    out_features: int
+    in_features: int
+    data: Any
+    bias: Tensor | None
+
+
+class KernelSet(Protocol):
+    """The seam. KV tensors are [blocks, kv_heads, block_size, head_dim], block_size a multiple of 16."""
+
+    name: str
+
+    def pack(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
+        """Prepare `weight` [out, in]; the plain copy can be dropped afterwards."""
+        ...
+
+    def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
+        """[tokens, in] → [tokens, out], in x's dtype."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """RMS norm over the last axis, computed in float32, in x's dtype. Any leading shape."""
+        ...
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """Layer norm over the last axis."""
+        ...
+
+    def rotate(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> Tensor:
+        """Rotary embedding (halves, not pairs) of x [tokens, heads, head_dim].
+
+        `cos_sin` is float32 [positions, 2, rotary_dim / 2]; dimensions past rotary_dim stay as they are.
+        """
+        ...
+
+    def gated(self, x: Tensor, activation: Activation) -> Tensor:
+        """[tokens, 2 · inner] → act(first half) · second half, [tokens, inner]."""
+        ...
+
+    def activate(self, x: Tensor, activation: Activation) -> Tensor:
+        """Elementwise activation."""
+        ...
+
+    def write_kv(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        """Store k, v [tokens, kv_heads, head_dim] at `slots` of one layer's KV tensors."""
+        ...
+
+    def attention(self, q: Tensor, keys: Tensor, values: Tensor, batch: AttentionBatch, spec: AttentionSpec) -> Tensor:
+        """Attention of q [tokens, heads, head_dim] over each row's own sequence → [tokens, heads · head_dim].
+
+        Sums over keys go in an order fixed by absolute position.
+        """
+        ...
