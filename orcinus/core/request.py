@@ -109,7 +109,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         if self.repetition_penalty == 0:
             raise InvalidRequest("repetition_penalty is 0; use a value in (0, 2]", param="repetition_penalty")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise InvalidRequest(f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}", param="min_tokens")
+            raise InvalidRequest(
+                f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}", param="min_tokens"
+            )
         for name in ("allowed_token_ids", "banned_token_ids", "stop_token_ids", "logit_bias"):
             ids = getattr(self, name)
             if ids is not None and len(ids) > MAX_LISTED_TOKENS:

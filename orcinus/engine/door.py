@@ -78,7 +78,8 @@ class Door:
     def _check_answers(self, tokens: int, n: int) -> None:
         """n answers run together, so together they must fit an empty engine."""
         if n > self.engine.max_batch_size:
-            raise InvalidRequest(f"n is {n}; this engine runs at most {self.engine.max_batch_size} sequences", param="n")
+            bound = self.engine.max_batch_size
+            raise InvalidRequest(f"n is {n}; this engine runs at most {bound} sequences at a time", param="n")
         if n * tokens > self.engine.max_request_tokens and n > 1:
             raise InvalidRequest(
                 f"{n} answers of up to {tokens} tokens need {n * tokens} tokens of KV memory; this engine has "

@@ -1,0 +1,92 @@
+"""May a request leave the queue? Two answers: promise its worst case (Orca), or give what it needs now (vLLM)."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from orcinus.core.kv.pool import BlockPool
+from orcinus.core.kv.table import blocks_for
+from orcinus.core.sequence import SequenceGroup
+
+AdmissionName = Literal["reserve", "on_demand"]
+
+
+def worst_case_blocks(num_prompt_tokens: int, max_tokens: int, n: int, block_size: int) -> int:
+    """Blocks that a request can come to need: each of its n branches for itself (SYSTEMS.md §1, note v)."""
+    return n * blocks_for(num_prompt_tokens + max_tokens, block_size)
+
+
+class Admission(Protocol):
+    """Decides on the first group in line; a group that is refused holds up all behind it."""
+
+    may_preempt: bool
+
+    def fits(self, group: SequenceGroup, num_running: int) -> bool:
+        """Whether `group` may start beside `num_running` sequences."""
+        ...
+
+    def enter(self, group: SequenceGroup) -> None:
+        """`group` starts."""
+        ...
+
+    def leave(self, group: SequenceGroup) -> None:
+        """`group` has ended or was preempted."""
+        ...
+
+
+class Reserve:
+    """Orca's Algorithm 1 (OSDI '22): the worst case is promised once, so nobody is ever preempted."""
+
+    may_preempt = False
+
+    def __init__(self, pool: BlockPool, block_size: int) -> None:
+        self._pool = pool
+        self._block_size = block_size
+        self.promised = 0
+
+    def fits(self, group: SequenceGroup, num_running: int) -> bool:
+        """The promises stay within the pool."""
+        return self.promised + self._worst_case(group) <= self._pool.num_blocks
+
+    def enter(self, group: SequenceGroup) -> None:
+        """Promise the worst case."""
+        group.reserved = self._worst_case(group)
+        self.promised += group.reserved
+
+    def leave(self, group: SequenceGroup) -> None:
+        """Take the promise back."""
+        self.promised -= group.reserved
+        group.reserved = 0
+
+    def _worst_case(self, group: SequenceGroup) -> int:
+        request = group.request
+        return worst_case_blocks(request.num_prompt_tokens, request.max_tokens, request.params.n, self._block_size)
+
+
+class OnDemand:
+    """vLLM (SOSP '23, §4.3): blocks as they are needed; when none is left, the latest arrival gives its own back."""
+
+    may_preempt = True
+
+    def __init__(self, pool: BlockPool, block_size: int) -> None:
+        self._pool = pool
+        self._block_size = block_size
+
+    def fits(self, group: SequenceGroup, num_running: int) -> bool:
+        """The free blocks hold all its tokens known so far, and one more for each sequence that is running.
+
+        Without that margin a newcomer would be preempted, half computed, as soon as its elders filled their blocks.
+        """
+        live = group.live
+        shared = (live[0].num_prompt_tokens - 1) // self._block_size
+        needed = sum(blocks_for(sequence.num_tokens + 1, self._block_size) for sequence in live)
+        return needed - shared * (len(live) - 1) + num_running <= self._pool.num_free or num_running == 0
+
+    def enter(self, group: SequenceGroup) -> None:
+        """Nothing is promised."""
+
+    def leave(self, group: SequenceGroup) -> None:
+        """Nothing was promised."""
+
+
+ADMISSIONS: dict[AdmissionName, type[Reserve] | type[OnDemand]] = {"reserve": Reserve, "on_demand": OnDemand}

@@ -1,0 +1,110 @@
+"""The journal: one event a decision, with its why. No prompt text, bounded, always on."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator
+
+import msgspec
+
+
+class Added(msgspec.Struct, frozen=True, tag="added"):
+    """A request came in."""
+
+    at: float
+    request_id: str
+    prompt_tokens: int
+    max_tokens: int
+    n: int
+    resumed_tokens: int
+
+
+class Blocked(msgspec.Struct, frozen=True, tag="blocked"):
+    """The first request in line had to wait: for `kv_blocks`, `batch_size`, `token_budget` or `in_flight`."""
+
+    at: float
+    request_id: str
+    reason: str
+
+
+class Admitted(msgspec.Struct, frozen=True, tag="admitted"):
+    """A request left the queue; `reserved` blocks are promised to it (admission `reserve`)."""
+
+    at: float
+    request_id: str
+    waited: float
+    reserved: int
+
+
+class Scheduled(msgspec.Struct, frozen=True, tag="scheduled"):
+    """One plan was made: [sequence id, first position, tokens] for each sequence."""
+
+    at: float
+    epoch: int
+    iteration: int
+    tokens: int
+    work: tuple[tuple[int, int, int], ...]
+
+
+class Forked(msgspec.Struct, frozen=True, tag="forked"):
+    """A sequence took over `shared_blocks` of its group's leader."""
+
+    at: float
+    request_id: str
+    index: int
+    shared_blocks: int
+
+
+class Preempted(msgspec.Struct, frozen=True, tag="preempted"):
+    """A request gave its blocks back so that `in_favour_of` could grow; it returns by recompute."""
+
+    at: float
+    request_id: str
+    in_favour_of: str
+    tokens_dropped: int
+
+
+class Finished(msgspec.Struct, frozen=True, tag="finished"):
+    """One answer ended."""
+
+    at: float
+    request_id: str
+    index: int
+    reason: str
+    generated_tokens: int
+
+
+class EpochStarted(msgspec.Struct, frozen=True, tag="epoch"):
+    """What was in flight is abandoned; `kv_lost`: and the workers' memory with it."""
+
+    at: float
+    epoch: int
+    abandoned_plans: int
+    kv_lost: bool
+
+
+Event = Added | Blocked | Admitted | Scheduled | Forked | Preempted | Finished | EpochStarted
+
+
+class Journal:
+    """The last `capacity` events in order, and the number of each kind since the start."""
+
+    def __init__(self, capacity: int = 65_536) -> None:
+        self._events: deque[Event] = deque(maxlen=capacity)
+        self.counts: Counter[str] = Counter()
+
+    def write(self, event: Event) -> None:
+        """Append one event."""
+        self._events.append(event)
+        self.counts[type(event).__name__] += 1
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self._events)
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def encode(self) -> bytes:
+        """The events as JSON lines: for people, for `explain`, for golden files."""
+        encoder = msgspec.json.Encoder()
+        return b"\n".join(encoder.encode(event) for event in self._events)

@@ -1,0 +1,137 @@
+"""The mutable side of a request: its sequences, known to core alone."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from orcinus.core.kv.table import BlockTable
+from orcinus.core.request import FinishReason, Request, unpack_tokens
+
+
+class SequenceState(Enum):
+    """WAITING → RUNNING → FINISHED; PREEMPTED waits again, with its place in the order kept."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    PREEMPTED = auto()
+    FINISHED = auto()
+
+
+class Sequence:
+    """One line of tokens being produced.
+
+    Three positions say everything about its progress: `num_computed` ≤ `num_scheduled` ≤ `num_tokens` + `num_pending`.
+    KV exists below the first, is being made below the second; the gap to the third is what is missing. There is no
+    prefill and no decode: an iteration runs some of what is missing.
+    """
+
+    __slots__ = (
+        "end_token_ids",
+        "finish_reason",
+        "in_flight",
+        "incarnation",
+        "index",
+        "is_forked",
+        "is_known",
+        "last_iteration",
+        "num_computed",
+        "num_pending",
+        "num_prompt_logprobs",
+        "num_prompt_tokens",
+        "num_scheduled",
+        "request",
+        "seq_id",
+        "state",
+        "table",
+        "tokens",
+    )
+
+    def __init__(self, seq_id: int, request: Request, index: int) -> None:
+        self.seq_id = seq_id
+        self.request = request
+        self.index = index
+        self.tokens: array[int] = unpack_tokens(request.prompt)
+        self.num_prompt_tokens = len(self.tokens)
+        if request.resumed:
+            self.tokens.extend(unpack_tokens(request.resumed[index]))
+        self.end_token_ids = request.end_token_ids
+        self.table = BlockTable()
+        self.state = SequenceState.WAITING
+        self.finish_reason: FinishReason | None = None
+        # Tokens whose KV exists, tokens whose KV exists or is in flight, tokens sampled in flight.
+        self.num_computed = 0
+        self.num_scheduled = 0
+        self.num_pending = 0
+        self.num_prompt_logprobs = 0
+        # Plans in flight with work for it, and the iteration of the newest.
+        self.in_flight = 0
+        self.last_iteration = -1
+        # Raised when the KV is dropped: what was in flight then still gives its tokens, but no KV.
+        self.incarnation = 0
+        # The workers hold its state.
+        self.is_known = False
+        # Its prompt KV came from its group's leader (n > 1).
+        self.is_forked = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens known: prompt and generated."""
+        return len(self.tokens)
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens generated and known, the resumed ones included."""
+        return len(self.tokens) - self.num_prompt_tokens
+
+    @property
+    def num_missing(self) -> int:
+        """Tokens, known or in flight, whose KV nobody is computing yet."""
+        return len(self.tokens) + self.num_pending - self.num_scheduled
+
+    @property
+    def is_finished(self) -> bool:
+        """It has ended; nothing of it is delivered any more."""
+        return self.state is SequenceState.FINISHED
+
+    def wants_more(self) -> bool:
+        """Another token may be sampled: the limit isn't reached by those known and in flight."""
+        return self.num_generated + self.num_pending < self.request.max_tokens
+
+    def drop_kv(self) -> None:
+        """Forget positions; the caller has taken the blocks back. Tokens stay: they are recomputed as one prefill."""
+        self.num_computed = 0
+        self.num_scheduled = 0
+        self.is_forked = False
+        self.incarnation += 1
+
+
+@dataclass(slots=True, eq=False)
+class SequenceGroup:
+    """The n sequences of one request: admitted together, preempted together (vLLM, SOSP '23, §4.5).
+
+    `number` counts requests in the order of `add`, and breaks ties of arrival.
+    """
+
+    request: Request
+    number: int
+    sequences: list[Sequence]
+    reserved: int = 0
+    num_preemptions: int = 0
+    blocked_by: str = ""
+    order: tuple[object, ...] = field(default=())
+
+    @property
+    def live(self) -> list[Sequence]:
+        """The sequences that have not finished."""
+        return [sequence for sequence in self.sequences if sequence.state is not SequenceState.FINISHED]
+
+    @property
+    def is_in_flight(self) -> bool:
+        """A plan in flight has work for one of its sequences."""
+        return any(sequence.in_flight for sequence in self.sequences)
+
+    def leader(self) -> Sequence | None:
+        """The sequence that computes the prompt for the others: the first one alive."""
+        return next((s for s in self.sequences if s.state is not SequenceState.FINISHED), None)
