@@ -26,14 +26,19 @@ def chunk_end(start: int, known: int, budget: int, block_size: int) -> int:
     return boundary if start < boundary and end < known else end
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: setting six fields of a frozen dataclass takes four times as long, for each sequence of each plan.
+@dataclass(slots=True)
 class Entry:
-    """One sequence's part of a plan in flight. `incarnation` tells whether its KV still counts on return."""
+    """One sequence's part of a plan in flight.
+
+    `copied`: the plan copies a block for it. `incarnation` tells whether its KV still counts on return.
+    """
 
     sequence: Sequence
     start: int
     end: int
     samples: int
+    copied: bool
     incarnation: int
 
 
@@ -43,7 +48,6 @@ class PlanInFlight:
 
     iteration: int
     entries: list[Entry]
-    copies: list[BlockCopy]
     pins: list[int]
 
 
@@ -59,16 +63,18 @@ class Draft:
     block_deltas: list[BlockDelta] = field(default_factory=list)
     copies: list[BlockCopy] = field(default_factory=list)
 
-    def add(self, sequence: Sequence, end: int, iteration: int) -> None:
-        """Run `sequence` up to position `end`; its blocks are ready."""
+    def add(self, sequence: Sequence, end: int, iteration: int, copy: BlockCopy | None) -> None:
+        """Run `sequence` up to position `end`; its blocks are ready once `copy` is made."""
         start = sequence.num_scheduled
         is_last = end == len(sequence.tokens) + sequence.num_pending
         self._tell_state(sequence)
+        if copy is not None:
+            self.copies.append(copy)
         known = sequence.tokens[start:end]
         # A token that was sampled by a plan still in flight is known to the worker alone.
         tokens = known.tobytes() if len(known) == end - start else FED_BACK
         self.work.append(Work(sequence.seq_id, start, end - start, tokens, _output(sequence, start, is_last)))
-        self.entries.append(Entry(sequence, start, end, int(is_last), sequence.incarnation))
+        self.entries.append(Entry(sequence, start, end, int(is_last), copy is not None, sequence.incarnation))
         self.slots_left -= 1
         sequence.num_scheduled = end
         sequence.num_pending += is_last

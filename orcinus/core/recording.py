@@ -2,7 +2,7 @@
 
 A recording holds no text and no token of a client. Each token is replaced by a surrogate: a keyed hash of itself and
 all tokens before it. So equal prefixes stay equal, and nothing else can be read from them: a radix tree runs on
-surrogates as on the tokens themselves. End tokens stay what they are, for they decide.
+surrogates as on the tokens themselves. End tokens in answers stay what they are, for they decide.
 """
 
 from __future__ import annotations
@@ -132,8 +132,10 @@ class Recorder:
 
     def update(self, result: IterationResult, now: float) -> list[Progress]:
         """`Core.update`, written down."""
+        is_stale = result.epoch != self.core.scheduler.epoch
         outputs = tuple(
-            SequenceOutput(output.seq_id, tuple(self._take(output.seq_id, output.tokens))) for output in result.outputs
+            SequenceOutput(output.seq_id, () if is_stale else tuple(self._take(output.seq_id, output.tokens)))
+            for output in result.outputs
         )
         self._put(ResultInput(now, msgspec.structs.replace(result, outputs=outputs)))
         return self.core.update(result, now)
@@ -150,7 +152,8 @@ class Recorder:
         """The request without its text: surrogate tokens, and no stop strings (they act through `abort`)."""
         kept = request.end_token_ids
         prompt = _Surrogates(self._key)
-        tokens = prompt.take(unpack_tokens(request.prompt), kept)
+        # In a prompt an end token decides nothing, and kept it would part requests that share all but their stops.
+        tokens = prompt.take(unpack_tokens(request.prompt), frozenset())
         resumed = tuple(prompt.fork().take(unpack_tokens(line), kept).tobytes() for line in request.resumed)
         params = msgspec.structs.replace(
             request.params, stop=None, logit_bias=None, allowed_token_ids=None, banned_token_ids=None
@@ -158,9 +161,11 @@ class Recorder:
         return msgspec.structs.replace(request, prompt=tokens.tobytes(), resumed=resumed, params=params)
 
     def _follow(self, plan: IterationPlan) -> None:
-        """Keep a chain for each sequence that the workers know; a restated one starts again from its tokens."""
-        for seq_id in plan.finished:
-            self._lines.pop(seq_id, None)
+        """Keep a chain for each live sequence that the workers have known; a restated one starts again."""
+        if plan.finished:
+            # Forgotten by the workers isn't ended: one preempted in flight still gets the token of that plan.
+            live = {sequence.seq_id for group in self.core.scheduler.groups() for sequence in group.live}
+            self._lines = {seq_id: line for seq_id, line in self._lines.items() if seq_id in live}
         for new in plan.new:
             kept = frozenset(new.end_token_ids)
             line = _Surrogates(self._key)
@@ -168,7 +173,7 @@ class Recorder:
             self._lines[new.seq_id] = (line, kept)
 
     def _take(self, seq_id: int, tokens: tuple[int, ...]) -> Iterable[int]:
-        """Surrogates of newly sampled tokens. A sequence that core has forgotten gets zeros: they can't decide."""
+        """Surrogates of newly sampled tokens. A sequence that has ended gets zeros: they can't decide."""
         if seq_id not in self._lines:
             return (0,) * len(tokens)
         line, kept = self._lines[seq_id]

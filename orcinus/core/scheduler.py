@@ -16,7 +16,7 @@ from orcinus.core.config import SchedulerConfig
 from orcinus.core.draft import Draft, Entry, PlanInFlight, chunk_end
 from orcinus.core.kv.pool import BlockPool
 from orcinus.core.kv.table import blocks_for
-from orcinus.core.plan import BlockCopy, IterationPlan, IterationResult, SequenceFailure, SequenceOutput
+from orcinus.core.plan import IterationPlan, IterationResult, SequenceFailure, SequenceOutput
 from orcinus.core.policy import POLICIES
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason, Request
@@ -50,9 +50,8 @@ class Scheduler:
         self._num_sequences = 0
         self._num_running = 0
         self._resort_at = inf
-        # State changes for the next plan: sequences to forget, and copies that an abandoned plan may not have made.
+        # For the next plan: sequences that the workers hold and may forget.
         self._forget: list[int] = []
-        self._carried_copies: list[BlockCopy] = []
 
     @property
     def num_in_flight(self) -> int:
@@ -74,7 +73,7 @@ class Scheduler:
         """Take a request into the queue.
 
         Raises:
-            InvalidRequest: its id is in use, or it could not run even alone.
+            InvalidRequest: its id is in use, it could not run even alone, or nothing of it is left to generate.
         """
         params = request.params
         if request.request_id in self._groups:
@@ -86,7 +85,13 @@ class Scheduler:
                 f"{self.pool.num_blocks} and {self.config.max_running}. Shorten the prompt, max_tokens or n.",
                 code="context_length_exceeded",
             )
+        if len(request.resumed) not in (0, params.n):
+            raise InvalidRequest(f"resumed holds {len(request.resumed)} answers, n is {params.n}", param="resumed")
         sequences = [Sequence(self._num_sequences + index, request, index) for index in range(params.n)]
+        for sequence in sequences:
+            self._settle(sequence)
+        if all(sequence.is_finished for sequence in sequences):
+            raise InvalidRequest("every answer in resumed is complete; nothing is left to generate", param="resumed")
         group = SequenceGroup(request, self._num_requests, sequences)
         self._num_requests += 1
         self._num_sequences += params.n
@@ -97,6 +102,13 @@ class Scheduler:
         self.journal.write(
             why.Added(now, request.request_id, request.num_prompt_tokens, request.max_tokens, params.n, resumed)
         )
+
+    def _settle(self, sequence: Sequence) -> None:
+        """A resumed answer that is complete has ended, and its client was told so before the failure."""
+        if sequence.num_generated:
+            sequence.finish_reason = self._reason_to_stop(sequence, sequence.tokens[-1])
+        if sequence.finish_reason is not None:
+            sequence.state = SequenceState.FINISHED
 
     def abort(
         self, request_id: str, now: float, index: int | None = None, cause: FinishReason = FinishReason.ABORT
@@ -117,7 +129,7 @@ class Scheduler:
         runnable = [
             (group, sequence) for group in self.running for sequence in group.sequences if self._may_run(sequence)
         ]
-        num_decodes = sum(sequence.num_missing == 1 for _, sequence in runnable)
+        num_decodes = sum(sequence.is_decoding for _, sequence in runnable)
         decodes = min(num_decodes, config.max_batch_size)
         draft = Draft(slots_left=config.max_batch_size, prefill_left=config.max_batch_tokens - decodes)
         for group, sequence in runnable:
@@ -145,26 +157,29 @@ class Scheduler:
     def _serve(self, draft: Draft, group: SequenceGroup, sequence: Sequence, now: float) -> bool:
         """Give `sequence` its next tokens: one if it decodes, else as many as the budget leaves."""
         start = sequence.num_scheduled
-        is_decode = sequence.num_missing == 1
+        is_decode = sequence.is_decoding
         budget = 1 if is_decode else draft.prefill_left
         known = sequence.num_tokens + sequence.num_pending
         end = chunk_end(start, known, budget, self.config.block_size)
-        if end == start or not self._make_room(group, sequence, end, now):
+        if end == start:
             return False
-        copy = sequence.table.prepare(start, end, self.config.block_size, self.pool)
-        if copy is not None:
-            draft.copies.append(copy)
-        draft.add(sequence, end, self.num_iterations)
+        copy = None
+        # Most decodes write into a block that is there and their own.
+        needed = sequence.table.needed(start, end, self.config.block_size, self.pool)
+        if needed:
+            if not self._make_room(group, needed, now):
+                return False
+            copy = sequence.table.prepare(start, end, self.config.block_size, self.pool)
+        draft.add(sequence, end, self.num_iterations, copy)
         draft.prefill_left -= 0 if is_decode else end - start
         self._policy.on_service(group, end - start, now)
         return True
 
-    def _make_room(self, group: SequenceGroup, sequence: Sequence, end: int, now: float) -> bool:
-        """Preempt the latest arrivals until the blocks for `end` are free; False if they aren't (yet).
+    def _make_room(self, group: SequenceGroup, needed: int, now: float) -> bool:
+        """Preempt the latest arrivals until `needed` blocks are free; False if they aren't (yet).
 
         The eldest can always preempt all others and then fits (`add` has checked), so somebody always advances.
         """
-        needed = sequence.table.needed(sequence.num_scheduled, end, self.config.block_size, self.pool)
         while needed > self.pool.num_free:
             if needed <= self.pool.num_free + self.pool.num_limbo or not self._admission.may_preempt:
                 return False
@@ -235,15 +250,13 @@ class Scheduler:
         insort(self.waiting, group, key=_order)
 
     def _issue(self, draft: Draft, now: float) -> IterationPlan:
-        draft.copies[:0] = self._carried_copies
         plan = draft.finish(self.epoch, self.num_iterations, self._forget)
         pins = [copy.source for copy in draft.copies]
-        self._in_flight.append(PlanInFlight(self.num_iterations, draft.entries, draft.copies, pins))
+        self._in_flight.append(PlanInFlight(self.num_iterations, draft.entries, pins))
         work = tuple((work.seq_id, work.start, work.num_tokens) for work in plan.work)
         self.journal.write(why.Scheduled(now, self.epoch, self.num_iterations, plan.num_tokens, work))
         self.num_iterations += 1
         self._forget = []
-        self._carried_copies = []
         return plan
 
     # ---- results come in
@@ -280,9 +293,10 @@ class Scheduler:
         if entry.incarnation != sequence.incarnation or sequence.is_finished:
             return
         sequence.num_computed = entry.end
-        group = self._groups[sequence.request.request_id]
-        if len(group.sequences) > 1 and entry.end >= sequence.num_prompt_tokens - 1:
-            self._fork(group, sequence, now)
+        # The position that branches start from, reached by whoever leads the group.
+        branching = max(1, sequence.num_prompt_tokens - 1)
+        if sequence.request.params.n > 1 and entry.start < branching <= entry.end:
+            self._fork(self._groups[sequence.request.request_id], sequence, now)
 
     def _fork(self, group: SequenceGroup, leader: Sequence, now: float) -> None:
         """Branches take over all of the prompt but its last token, which each runs itself to draw its own sample."""
@@ -374,19 +388,18 @@ class Scheduler:
         """Abandon every plan in flight; the workers that ran them are fenced.
 
         Nothing that they did counts. With `kv_lost` the workers' memory is gone too, and all sequences start over from
-        their tokens. Else block copies that may not have been made are ordered again: a copy is idempotent as long as
-        its source is pinned.
+        their tokens.
         """
         abandoned = len(self._in_flight)
+        entries = [entry for plan in self._in_flight for entry in plan.entries]
+        for entry in entries:
+            entry.sequence.in_flight = 0
+            entry.sequence.num_pending = 0
         for plan in self._in_flight:
-            for entry in plan.entries:
-                entry.sequence.in_flight = 0
-                entry.sequence.num_pending = 0
-            self._carry_copies(plan, kv_lost)
+            self.pool.unpin(plan.pins)
         self._in_flight.clear()
-        if kv_lost:
-            self._drop_carried_copies()
-            for group in list(self.running):
+        for group in self.groups() if kv_lost else self._interrupted_in_copy(entries):
+            if group in self.running:
                 self._stop_running(group)
         for group in self._groups.values():
             for sequence in group.sequences:
@@ -396,18 +409,13 @@ class Scheduler:
         self.epoch += 1
         self.journal.write(why.EpochStarted(now, self.epoch, abandoned, kv_lost))
 
-    def _carry_copies(self, plan: PlanInFlight, kv_lost: bool) -> None:
-        """Keep the copies whose target is still owned, and their sources' pins; lift the plan's other pins."""
-        carried = [] if kv_lost else [copy for copy in plan.copies if self.pool.references(copy.target)]
-        pins = list(plan.pins)
-        for copy in carried:
-            pins.remove(copy.source)
-        self.pool.unpin(pins)
-        self._carried_copies += carried
+    def _interrupted_in_copy(self, entries: list[Entry]) -> list[SequenceGroup]:
+        """Groups that an abandoned plan copied a block for, or didn't.
 
-    def _drop_carried_copies(self) -> None:
-        self.pool.unpin(copy.source for copy in self._carried_copies)
-        self._carried_copies = []
+        Copying once more would be no remedy: the source may have been written by its last owner since.
+        """
+        alive = [entry.sequence for entry in entries if entry.copied and not entry.sequence.is_finished]
+        return [self._groups[sequence.request.request_id] for sequence in alive]
 
     # ---- order
 
@@ -430,9 +438,10 @@ class Scheduler:
         self.pool.check(sequence.table.blocks for group in self._groups.values() for sequence in group.sequences)
         assert self._num_running == sum(len(group.live) for group in self.running)
         for group in self._groups.values():
-            for sequence in group.sequences:
+            owners = [sequence for sequence in group.sequences if sequence.table.blocks]
+            assert all(sequence.state is SequenceState.RUNNING for sequence in owners)
+            for sequence in group.live:
                 known = sequence.num_tokens + sequence.num_pending
                 assert 0 <= sequence.num_computed <= sequence.num_scheduled <= known
-                assert sequence.state is SequenceState.RUNNING or not sequence.table.blocks
                 assert len(sequence.table.blocks) >= blocks_for(sequence.num_scheduled, self.config.block_size)
                 assert sequence.in_flight <= 1 + self.config.lookahead

@@ -91,6 +91,11 @@ class Sequence:
         return len(self.tokens) + self.num_pending - self.num_scheduled
 
     @property
+    def is_decoding(self) -> bool:
+        """One token is missing, and it has begun: its place in the token budget is set aside first."""
+        return self.num_scheduled > 0 and self.num_missing == 1
+
+    @property
     def is_finished(self) -> bool:
         """It has ended; nothing of it is delivered any more."""
         return self.state is SequenceState.FINISHED

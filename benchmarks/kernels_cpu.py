@@ -1,0 +1,172 @@
+"""How fast are the native CPU kernels? Each shape against torch's oneDNN, interleaved, medians.
+
+usage: python benchmarks/kernels_cpu.py [--isa amx] [--threads 2] [--rounds 7] [--only linear|attention|rows] [--shapes 768x1280]
+
+Weights are taken in turn from copies that fill 200 MB together, as a decode iteration of a small model would.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from orcinus.kernels import AttentionBatch, AttentionSpec
+from orcinus.kernels.cpu import CpuKernels
+
+SHAPES = {
+    "bench-160m": [(768, 1280), (768, 768), (768, 4096), (2048, 768), (768, 32000)],
+    "bench-1b": [(2048, 3072), (2048, 16384), (8192, 2048), (2048, 128256)],
+}
+ROWS = [1, 4, 16, 32, 64, 256, 512]
+WORKING_SET = 200e6
+# Shorter runs are repeated until they fill this many seconds.
+LEAST_SECONDS = 0.01
+
+Run = Callable[[], object]
+
+
+def medians(candidates: dict[str, Run], rounds: int) -> dict[str, float]:
+    """Median seconds a call, the candidates taking turns."""
+    repeats = {}
+    for name, run in candidates.items():
+        run()
+        start = time.perf_counter()
+        run()
+        repeats[name] = max(1, int(LEAST_SECONDS / (time.perf_counter() - start)))
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                run()
+            seconds[name].append((time.perf_counter() - start) / repeats[name])
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def in_turn(runs: list[Run]) -> Run:
+    """Calls the next one each time."""
+    turn = [0]
+
+    def run() -> object:
+        turn[0] = (turn[0] + 1) % len(runs)
+        return runs[turn[0]]()
+
+    return run
+
+
+def linear_shape(kernels: CpuKernels, dtype: torch.dtype, k: int, n: int, rounds: int) -> None:
+    copies = max(1, min(64, int(WORKING_SET / (k * n * dtype.itemsize))))
+    weights = [torch.randn(n, k, dtype=dtype) * 0.02 for _ in range(copies)]
+    packed = [kernels.pack(w, None) for w in weights]
+    reordered = [torch.ops.mkldnn._reorder_linear_weight(w, 32) for w in weights] if dtype is torch.bfloat16 else []
+    for m in ROWS:
+        x = torch.randn(m, k, dtype=dtype)
+        candidates: dict[str, Run] = {
+            "F.linear": in_turn([lambda w=w: F.linear(x, w) for w in weights]),
+            "ours": in_turn([lambda p=p: kernels.linear(x, p) for p in packed]),
+        }
+        if reordered:
+            candidates["packed"] = in_turn(
+                [lambda w=w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "") for w in reordered]
+            )
+        result = medians(candidates, rounds)
+        ours = result["ours"]
+        others = " ".join(f"{name} {1e3 * s:8.3f} ms ({s / ours:4.2f}x)" for name, s in result.items() if name != "ours")
+        rates = f"{k * n * dtype.itemsize / ours / 1e9:6.1f} GB/s {2 * m * k * n / ours / 1e9:7.0f} GFLOP/s"
+        print(f"{k:5}→{n:<6} M={m:<4} ours {1e3 * ours:8.3f} ms {rates}   {others}", flush=True)
+
+
+def attention_case(kernels: CpuKernels, dtype: torch.dtype, spec: AttentionSpec, contexts: list[int], new: int) -> Run:
+    """One layer's attention of the last `new` tokens of each context."""
+    block_size = 16
+    counts = [-(-context // block_size) for context in contexts]
+    order = torch.randperm(sum(counts)).to(torch.int32)
+    tables = torch.zeros(len(contexts), max(counts), dtype=torch.int32)
+    for i, count in enumerate(counts):
+        tables[i, :count] = order[sum(counts[:i]) : sum(counts[:i]) + count]
+    # 12 layers' worth of KV, in turn, so that it comes from where it would.
+    shape = (sum(counts), spec.num_kv_heads, block_size, spec.head_dim)
+    layers = [(torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)) for _ in range(12)]
+    q = torch.randn(len(contexts) * new, spec.num_heads, spec.head_dim).to(dtype)
+    batch = AttentionBatch(
+        query_starts=torch.arange(len(contexts) + 1, dtype=torch.int32) * new,
+        context_lengths=torch.tensor(contexts, dtype=torch.int32),
+        block_tables=tables,
+        slots=torch.empty(0, dtype=torch.int64),
+        positions=torch.empty(0, dtype=torch.int64),
+    )
+    return in_turn([lambda kv=kv: kernels.attention(q, kv[0], kv[1], batch, spec) for kv in layers])
+
+
+def attention(kernels: CpuKernels, dtype: torch.dtype, rounds: int) -> None:
+    spec = AttentionSpec(num_heads=12, num_kv_heads=4, head_dim=64, scale=0.125)
+    generator = torch.Generator().manual_seed(0)
+    contexts = torch.randint(100, 300, (64,), generator=generator).tolist()
+    run = attention_case(kernels, dtype, spec, contexts, 1)
+    seconds = medians({"ours": run}, rounds)["ours"]
+    read = sum(contexts) * 2 * 4 * 64 * dtype.itemsize
+    print(f"attention, 64 sequences of ~200, 1 new token: {1e3 * seconds:.3f} ms, {read / seconds / 1e9:.1f} GB/s of KV")
+    for context, sequences in ((512, 1), (512, 4), (2048, 1)):
+        run = attention_case(kernels, dtype, spec, [context] * sequences, context)
+        q, k = torch.randn(2, sequences, 12, context, 64).to(dtype)
+        peer = medians({"ours": run, "sdpa": lambda: F.scaled_dot_product_attention(q, k, k, is_causal=True)}, rounds)
+        flops = sequences * 12 * 2 * 64 * context * (context + 1)
+        rate = flops / peer["ours"] / 1e9
+        ratio = peer["sdpa"] / peer["ours"]
+        print(f"attention, prefill of {sequences} × {context}: {1e3 * peer['ours']:.3f} ms, {rate:.0f} GFLOP/s, sdpa {ratio:.2f}x")
+    run = attention_case(kernels, dtype, spec, [8192], 1)
+    seconds = medians({"ours": run}, rounds)["ours"]
+    read = 8192 * 2 * 4 * 64 * dtype.itemsize
+    print(f"attention, 1 sequence of 8192, 1 new token: {1e3 * seconds:.3f} ms, {read / seconds / 1e9:.1f} GB/s of KV")
+
+
+def rows(kernels: CpuKernels, dtype: torch.dtype, rounds: int) -> None:
+    cos_sin, slots = torch.randn(4096, 2, 32), None
+    for tokens in (1, 64, 512):
+        x, weight = torch.randn(tokens, 768, dtype=dtype), torch.ones(768, dtype=dtype)
+        wide, qkv = torch.randn(tokens, 4096, dtype=dtype), torch.randn(tokens, 20, 64, dtype=dtype)
+        positions, slots = torch.arange(tokens), torch.arange(tokens)
+        keys, values = torch.zeros(2, 64, 4, 16, 64, dtype=dtype)
+        result = medians(
+            {
+                "rms_norm": lambda x=x, w=weight: kernels.rms_norm(x, w, 1e-5),
+                "F.rms_norm": lambda x=x, w=weight: F.rms_norm(x, (768,), w, 1e-5),
+                "gated": lambda wide=wide: kernels.gated(wide, "silu"),
+                "rotate": lambda qkv=qkv, p=positions: kernels.rotate(qkv[:, :12], p, cos_sin),
+                "write_kv": lambda qkv=qkv, s=slots, k=keys, v=values: kernels.write_kv(qkv[:, 12:16], qkv[:, 16:], k, v, s),
+            },
+            rounds,
+        )
+        print(f"{tokens:4} rows: " + ", ".join(f"{name} {1e6 * s:.1f} µs" for name, s in result.items()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--isa")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--only", choices=["linear", "attention", "rows"])
+    parser.add_argument("--shapes", nargs="*", help="as 768x1280; all if absent")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    kernels, dtype = CpuKernels(args.isa), getattr(torch, args.dtype)
+    print(f"{kernels.name}, {args.dtype}, {args.threads} threads")
+    if args.only in (None, "rows"):
+        rows(kernels, dtype, args.rounds)
+    if args.only in (None, "attention"):
+        attention(kernels, dtype, args.rounds)
+    if args.only in (None, "linear"):
+        for model, shapes in SHAPES.items():
+            for k, n in shapes:
+                if not args.shapes or f"{k}x{n}" in args.shapes:
+                    print(f"# {model}")
+                    linear_shape(kernels, dtype, k, n, args.rounds)
+
+
+if __name__ == "__main__":
+    main()

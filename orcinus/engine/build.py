@@ -1,0 +1,210 @@
+"""Puts an engine together: checkpoint, kernels, memory plan, worker, core. Says what it does while it does it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from orcinus.core.clock import Clock
+from orcinus.core.config import SchedulerConfig
+from orcinus.core.core import Core
+from orcinus.core.plan import IterationPlan, NewSequence, Output, Work
+from orcinus.core.request import SamplingParams, pack_tokens
+from orcinus.engine.config import EngineConfig
+from orcinus.engine.loop import Engine
+from orcinus.engine.messages import EngineDescription
+from orcinus.errors import BatchVarianceError, ConfigurationError
+from orcinus.executor.inline import InlineExecutor
+from orcinus.kernels import KernelSet
+from orcinus.kernels.check import check_batch_invariance
+from orcinus.kernels.select import select_kernels
+from orcinus.models.config import ModelConfig, load_config
+from orcinus.models.decoder import Decoder
+from orcinus.models.generation import load_generation_defaults
+from orcinus.models.loader import resolve_dtype
+from orcinus.worker.kv import KVCache, KVShape
+from orcinus.worker.memory import GIB, MemoryPlan, free_memory, make_memory_plan, work_area_bytes
+from orcinus.worker.worker import Worker
+
+# An iteration longer than this is felt as a stall by everybody who is reading along.
+ITERATION_TARGET = 0.25
+GPU_BATCH_TOKENS = 2048
+MAX_MEASURED_BATCH_TOKENS = 4096
+# Row tiles of the kernels; a budget that is no multiple would waste the last one.
+BUDGET_STEP = 32
+
+Say = Callable[[str], None]
+
+
+def build_engine(config: EngineConfig, clock: Clock, say: Say = lambda _: None) -> tuple[Engine, EngineDescription]:
+    """Load and check everything that `config` names.
+
+    Args:
+        say: told in a line what is being done, for people who wait.
+
+    Raises:
+        ConfigurationError, CheckpointError, MemoryPlanError, BatchVarianceError: what is wrong, and the remedy.
+    """
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    device = _resolve_device(config)
+    folder = Path(config.model)
+    model_config = load_config(folder)
+    dtype, notice = resolve_dtype(config.dtype, model_config, device)
+    _say_if(say, notice)
+    kernels, notice = select_kernels(config.kernels, device, dtype)
+    _say_if(say, notice)
+    say(f"loading {config.model} ({model_config.architecture}, {str(dtype).removeprefix('torch.')}, {kernels.name})")
+    decoder = Decoder.load(folder, model_config, dtype=dtype, device=device, kernels=kernels)
+    _check_promise(config, decoder, kernels, dtype, device, say)
+    plan = _plan_memory(config, decoder, dtype, device, say)
+    worker = _make_worker(config, decoder, plan, dtype, device)
+    max_batch_tokens = config.max_batch_tokens or _measure_budget(worker, config, plan, device, say)
+    core = Core(_scheduler_config(config, plan, max_batch_tokens))
+    description = _describe(config, decoder, kernels, plan, max_batch_tokens, dtype, device)
+    return Engine(core, InlineExecutor(worker), clock), description
+
+
+def _say_if(say: Say, notice: str | None) -> None:
+    if notice:
+        say(notice)
+
+
+def _resolve_device(config: EngineConfig) -> torch.device:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(
+            "device is cuda, but torch sees no GPU; use device=cpu, or install a CUDA build of torch"
+        )
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def _check_promise(
+    config: EngineConfig, decoder: Decoder, kernels: KernelSet, dtype: torch.dtype, device: torch.device, say: Say
+) -> None:
+    """A request's bits must not depend on its company: checked on the model's own shapes before anyone relies on it."""
+    try:
+        check_batch_invariance(kernels, decoder.linear_shapes(), dtype, device)
+    except BatchVarianceError as error:
+        if not config.allow_batch_variance:
+            raise
+        say(f"warning: {error} Starting all the same, as asked: answers may depend on their company.")
+
+
+def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
+    longest = model_config.max_positions
+    if config.max_model_len is not None and config.max_model_len > longest:
+        raise ConfigurationError(
+            f"max_model_len is {config.max_model_len}, but the checkpoint was made for {longest} positions"
+        )
+    return config.max_model_len or longest
+
+
+def _plan_memory(
+    config: EngineConfig, decoder: Decoder, dtype: torch.dtype, device: torch.device, say: Say
+) -> MemoryPlan:
+    model_config = decoder.config
+    shape = _kv_shape(config, model_config, dtype)
+    plan = make_memory_plan(
+        weight_bytes=decoder.weight_bytes,
+        work_bytes=work_area_bytes(
+            model_config, dtype, config.max_batch_tokens or GPU_BATCH_TOKENS, config.max_batch_size
+        ),
+        block_bytes=shape.block_bytes,
+        block_size=config.block_size,
+        max_sequence_tokens=_max_model_len(config, model_config),
+        may_shorten=config.max_model_len is None,
+        max_batch_size=config.max_batch_size,
+        kv_cache_bytes=None if config.kv_cache_gib is None else int(config.kv_cache_gib * GIB),
+        free_bytes=free_memory(device),
+    )
+    if plan.max_sequence_tokens < _max_model_len(config, model_config):
+        say(f"the KV pool holds {plan.max_sequence_tokens} tokens, so max_model_len is lowered to that")
+    return plan
+
+
+def _kv_shape(config: EngineConfig, model_config: ModelConfig, dtype: torch.dtype) -> KVShape:
+    return KVShape(model_config.num_layers, model_config.num_kv_heads, model_config.head_dim, config.block_size, dtype)
+
+
+def _make_worker(
+    config: EngineConfig, decoder: Decoder, plan: MemoryPlan, dtype: torch.dtype, device: torch.device
+) -> Worker:
+    kv = KVCache(_kv_shape(config, decoder.config, dtype), plan.num_blocks, device)
+    return Worker(
+        decoder,
+        kv,
+        block_size=config.block_size,
+        max_sequence_tokens=plan.max_sequence_tokens,
+        max_batch_size=config.max_batch_size,
+        device=device,
+    )
+
+
+def _measure_budget(worker: Worker, config: EngineConfig, plan: MemoryPlan, device: torch.device, say: Say) -> int:
+    """Tokens that an iteration runs within 250 ms here, by two prompts run for real (the first one warms up)."""
+    if device.type != "cpu":
+        return max(GPU_BATCH_TOKENS, config.max_batch_size)
+    num_tokens = min(256, plan.max_sequence_tokens)
+    seconds = min(_time_prompt(worker, num_tokens, config.block_size, seq_id) for seq_id in (0, 1))
+    budget = int(num_tokens / seconds * ITERATION_TARGET) // BUDGET_STEP * BUDGET_STEP
+    budget = min(max(budget, BUDGET_STEP, config.max_batch_size), MAX_MEASURED_BATCH_TOKENS)
+    say(f"{num_tokens / seconds:.0f} prompt tokens/s here, so {budget} tokens an iteration")
+    return budget
+
+
+def _time_prompt(worker: Worker, num_tokens: int, block_size: int, seq_id: int) -> float:
+    """Seconds for one prompt of zeros, in an epoch of its own that the engine's first plan (epoch 0) clears away."""
+    tokens = pack_tokens([0] * num_tokens)
+    blocks = np.arange(-(-num_tokens // block_size), dtype=np.uint32).tobytes()
+    params = SamplingParams(temperature=0, max_tokens=1, seed=0)
+    new = NewSequence(seq_id, 0, num_tokens, tokens, blocks, params, ())
+    plan = IterationPlan(-1 - seq_id, 0, (Work(seq_id, 0, num_tokens, tokens, Output.SAMPLE),), (new,))
+    started_at = time.perf_counter()
+    worker.execute(plan)
+    return time.perf_counter() - started_at
+
+
+def _scheduler_config(config: EngineConfig, plan: MemoryPlan, max_batch_tokens: int) -> SchedulerConfig:
+    return SchedulerConfig(
+        num_blocks=plan.num_blocks,
+        block_size=config.block_size,
+        max_batch_tokens=max_batch_tokens,
+        max_batch_size=config.max_batch_size,
+        lookahead=config.lookahead,
+        admission=config.admission,
+        policy=config.policy,
+    )
+
+
+def _describe(
+    config: EngineConfig,
+    decoder: Decoder,
+    kernels: KernelSet,
+    plan: MemoryPlan,
+    max_batch_tokens: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> EngineDescription:
+    dtype_name = str(dtype).removeprefix("torch.")
+    return EngineDescription(
+        model=config.model,
+        architecture=decoder.config.architecture,
+        num_parameters=decoder.num_parameters,
+        dtype=dtype_name,
+        device=device.type,
+        fingerprint=f"{decoder.weights_revision[:16]}/{dtype_name}/kv-{dtype_name}/{kernels.name}/tp1-ep1/eager",
+        weights_revision=decoder.weights_revision,
+        vocab_size=decoder.config.vocab_size,
+        eos_token_ids=load_generation_defaults(Path(config.model)).eos_token_ids,
+        max_sequence_tokens=plan.max_sequence_tokens,
+        max_request_tokens=plan.num_blocks * plan.block_size,
+        max_batch_size=config.max_batch_size,
+        max_batch_tokens=max_batch_tokens,
+        memory_plan=str(plan),
+    )

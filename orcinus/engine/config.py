@@ -1,0 +1,92 @@
+"""What a user chooses about an engine, parsed once. Imports without torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Literal
+
+import msgspec
+
+from orcinus.core.admission import AdmissionName
+from orcinus.errors import ConfigurationError, nearest
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """The arguments of `LLM` and the flags of `orcinus serve` that concern the engine.
+
+    Args:
+        model: folder of a Hugging Face checkpoint.
+        dtype: auto (the checkpoint's), float32 or bfloat16.
+        device: auto, cpu or cuda.
+        max_model_len: longest prompt + answer; None takes the checkpoint's, or what the memory holds if that is less.
+        max_batch_tokens: token budget of an iteration; None measures what fits into 250 ms (on a GPU 2,048).
+        max_batch_size: most sequences in one iteration.
+        kv_cache_gib: memory for KV blocks; None chooses.
+        block_size: tokens a KV block, a multiple of 16.
+        admission: on_demand (vLLM) or reserve (Orca).
+        policy: order of service.
+        lookahead: 1 schedules a decoding sequence again before its token is back.
+        kernels: auto, cpu (native) or reference (plain torch).
+        threads: of the matrix kernels; None takes all cores.
+        allow_batch_variance: start even if the kernels can't keep a request's bits apart from its company.
+    """
+
+    model: str
+    _: KW_ONLY
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_model_len: int | None = None
+    max_batch_tokens: int | None = None
+    max_batch_size: int = 64
+    kv_cache_gib: float | None = None
+    block_size: int = 16
+    admission: AdmissionName = "on_demand"
+    policy: str = "fcfs"
+    lookahead: Literal[0, 1] = 0
+    kernels: Literal["auto", "cpu", "reference"] = "auto"
+    threads: int | None = None
+    allow_batch_variance: bool = False
+
+    def __post_init__(self) -> None:
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ConfigurationError(f"{name} is {value}; it must be between {low} and {high}")
+        if self.block_size % 16:
+            raise ConfigurationError(f"block_size is {self.block_size}; it must be a multiple of 16")
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("max_model_len", 1, 2**24),
+    ("max_batch_tokens", 1, 2**20),
+    ("max_batch_size", 1, 4096),
+    ("kv_cache_gib", 1e-6, 2**20),
+    ("block_size", 16, 1024),
+    ("threads", 1, 4 * (os.cpu_count() or 1)),
+)
+
+
+def engine_config(options: dict[str, object]) -> EngineConfig:
+    """The typed record from keyword arguments.
+
+    Raises:
+        ConfigurationError: an unknown option (it names the nearest one), a wrong type or an impossible value.
+    """
+    known = {field.name for field in fields(EngineConfig)}
+    for name in options:
+        if name not in known:
+            raise ConfigurationError(
+                f"unknown option {name!r}{nearest(name, known)}; known: {', '.join(sorted(known))}"
+            )
+    try:
+        return msgspec.convert(options, EngineConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"bad option: {error}") from error
+
+
+def engine_command(config: EngineConfig) -> list[str]:
+    """The argv that starts an engine process, but for its socket, which `EngineClient` adds."""
+    return [sys.executable, "-m", "orcinus.engine.process", "--config", msgspec.json.encode(config).decode()]

@@ -1,0 +1,183 @@
+// The C interface of one instruction set's kernels. Compiled once per instruction set into a library of its own, so that
+// no inlined function of a wider set can be linked into a narrower one.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "attention.h"
+#include "linear.h"
+#include "parallel.h"
+#include "rows.h"
+#if defined(__AMX_BF16__)
+#include <sys/syscall.h>
+
+#include "linear_amx.h"
+#endif
+
+using namespace orcinus;
+
+namespace {
+
+enum DType : int64_t { FLOAT32 = 0, BFLOAT16 = 1 };
+enum Status : int32_t { OK = 0, BAD_INDEX = 1, BAD_DTYPE = 2 };
+
+// Calls f(T{}) for the element type that `dtype` names.
+template <class F>
+auto with_dtype(int64_t dtype, const F& f) {
+    return dtype == FLOAT32 ? f(float{}) : f(bf16{});
+}
+
+template <Activation KIND, class T>
+void apply(bool gate, const T* x, const Rows& shape, T* out) {
+    if (gate)
+        gated_rows<KIND>(x, shape, out);
+    else
+        activate_rows<KIND>(x, shape, out);
+}
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+void orcinus_use_threads(void* parallel_for, void* num_threads) {
+    threads() = {reinterpret_cast<ParallelFor>(parallel_for), reinterpret_cast<NumThreads>(num_threads)};
+}
+
+int64_t orcinus_packed_elements(int64_t dtype, int64_t out_features, int64_t in_features) {
+#if defined(__AMX_BF16__)
+    if (dtype == BFLOAT16) return amx::packed_elements(out_features, in_features);
+#endif
+    return with_dtype(dtype, [&](auto t) { return panel_elements<decltype(t)>(out_features, in_features); });
+}
+
+// `packed` is untouched memory: asking for huge pages before it is written keeps decode's reads off the page tables.
+void orcinus_pack(int64_t dtype, const void* weight, int64_t row_stride, int64_t out_features, int64_t in_features,
+                  void* packed, int64_t packed_bytes) {
+    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE)), start = reinterpret_cast<uintptr_t>(packed);
+    const uintptr_t first = (start + page - 1) / page * page, end = (start + packed_bytes) / page * page;
+    // Advice only: a refusal costs speed, nothing else.
+    if (first < end) (void)madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#if defined(__AMX_BF16__)
+    if (dtype == BFLOAT16)
+        return amx::pack(static_cast<const bf16*>(weight), row_stride, out_features, in_features, static_cast<bf16*>(packed));
+#endif
+    with_dtype(dtype, [&](auto t) {
+        using T = decltype(t);
+        pack_panels(static_cast<const T*>(weight), row_stride, out_features, in_features, static_cast<T*>(packed));
+    });
+}
+
+// `out_dtype` is `dtype`, or float32.
+int32_t orcinus_linear(int64_t dtype, int64_t out_dtype, const void* x, const void* packed, const void* bias, int64_t rows,
+                       int64_t in_features, int64_t out_features, int64_t x_stride, void* out) {
+    if (dtype == FLOAT32 && out_dtype != FLOAT32) return BAD_DTYPE;
+    const LinearShape shape{rows, in_features, out_features, x_stride, out_features, static_cast<const float*>(bias)};
+    if (dtype == FLOAT32) {
+        linear_fma(static_cast<const float*>(x), static_cast<const float*>(packed), shape, static_cast<float*>(out));
+        return OK;
+    }
+    with_dtype(out_dtype, [&](auto t) {
+        using Out = decltype(t);
+#if defined(__AMX_BF16__)
+        amx::Product<Out>(static_cast<const bf16*>(x), static_cast<const bf16*>(packed), shape, static_cast<Out*>(out)).run();
+#else
+        linear_fma(static_cast<const bf16*>(x), static_cast<const bf16*>(packed), shape, static_cast<Out*>(out));
+#endif
+    });
+    return OK;
+}
+
+void orcinus_rms_norm(int64_t dtype, int64_t weight_dtype, const void* x, const void* weight, float eps, int64_t rows,
+                      int64_t columns, int64_t x_stride, void* out) {
+    with_dtype(dtype, [&](auto t) {
+        using T = decltype(t);
+        with_dtype(weight_dtype, [&](auto w) {
+            using Weight = decltype(w);
+            rms_norm(static_cast<const T*>(x), static_cast<const Weight*>(weight), eps, Rows{rows, columns, x_stride},
+                     static_cast<T*>(out));
+        });
+    });
+}
+
+void orcinus_layer_norm(int64_t dtype, int64_t weight_dtype, const void* x, const void* weight, const void* bias, float eps,
+                        int64_t rows, int64_t columns, int64_t x_stride, void* out) {
+    with_dtype(dtype, [&](auto t) {
+        using T = decltype(t);
+        with_dtype(weight_dtype, [&](auto w) {
+            using Weight = decltype(w);
+            layer_norm(static_cast<const T*>(x), static_cast<const Weight*>(weight), static_cast<const Weight*>(bias), eps,
+                       Rows{rows, columns, x_stride}, static_cast<T*>(out));
+        });
+    });
+}
+
+// `gate` != 0: rows are [gate | up] and out is half as wide.
+void orcinus_activate(int64_t dtype, int64_t activation, int64_t gate, const void* x, int64_t rows, int64_t columns,
+                      int64_t x_stride, void* out) {
+    const Rows shape{rows, columns, x_stride};
+    with_dtype(dtype, [&](auto t) {
+        using T = decltype(t);
+        auto* from = static_cast<const T*>(x);
+        auto* to = static_cast<T*>(out);
+        switch (activation) {
+            case SILU: return apply<SILU>(gate != 0, from, shape, to);
+            case GELU: return apply<GELU>(gate != 0, from, shape, to);
+            case GELU_TANH: return apply<GELU_TANH>(gate != 0, from, shape, to);
+            default: return apply<RELU>(gate != 0, from, shape, to);
+        }
+    });
+}
+
+int32_t orcinus_rotate(int64_t dtype, const void* x, const int64_t* positions, const float* cos_sin, int64_t num_positions,
+                       int64_t half, int64_t tokens, int64_t heads, int64_t head_dim, int64_t token_stride,
+                       int64_t head_stride, void* out) {
+    if (!all_within(positions, tokens, num_positions)) return BAD_INDEX;
+    const Heads shape{tokens, heads, head_dim, token_stride, head_stride};
+    with_dtype(dtype, [&](auto t) {
+        using T = decltype(t);
+        rotate(static_cast<const T*>(x), positions, cos_sin, half, shape, static_cast<T*>(out));
+    });
+    return OK;
+}
+
+int32_t orcinus_write_kv(int64_t dtype, const void* k, const void* v, void* keys, void* values, const int64_t* slots,
+                         int64_t num_blocks, int64_t block_size, int64_t tokens, int64_t heads, int64_t head_dim,
+                         int64_t k_stride, int64_t v_stride) {
+    if (!all_within(slots, tokens, num_blocks * block_size)) return BAD_INDEX;
+    with_dtype(dtype, [&](auto t) {
+        using T = decltype(t);
+        write_heads(static_cast<const T*>(k), Heads{tokens, heads, head_dim, k_stride, head_dim}, slots, block_size,
+                    static_cast<T*>(keys));
+        write_heads(static_cast<const T*>(v), Heads{tokens, heads, head_dim, v_stride, head_dim}, slots, block_size,
+                    static_cast<T*>(values));
+    });
+    return OK;
+}
+
+int32_t orcinus_attention(int64_t dtype, const AttentionLayer* layer, const void* q, int64_t q_stride, int64_t tokens,
+                          const void* keys, const void* values, int64_t num_blocks, const int32_t* query_starts,
+                          const int32_t* context_lengths, const int32_t* block_tables, int64_t sequences, int64_t max_blocks,
+                          void* out) {
+    const AttentionTables tables{query_starts, context_lengths, block_tables, sequences, max_blocks};
+    if (!tables_fit(*layer, tables, tokens, num_blocks)) return BAD_INDEX;
+    with_dtype(dtype, [&](auto t) {
+        using T = decltype(t);
+        attention(*layer, tables,
+                  AttentionData<T>{static_cast<const T*>(q), q_stride, layer->head_dim, static_cast<const T*>(keys),
+                                   static_cast<const T*>(values), static_cast<T*>(out)});
+    });
+    return OK;
+}
+
+// Asks the kernel for the AMX tile state, once a process. 0 if this library needs none or has it.
+int32_t orcinus_enable() {
+#if defined(__AMX_BF16__)
+    constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 ? 0 : -1;
+#else
+    return 0;
+#endif
+}
+
+}  // extern "C"
+#pragma GCC visibility pop

@@ -1,0 +1,237 @@
+// y = x · wᵀ + b in bfloat16 by AMX tiles: 16 × 16 float32 sums stay in tile registers across all of k.
+//
+// The weight is packed into panels of 32 output columns, [panel][k / 32][2 tiles][16 pairs of k][16 columns][2], zeros
+// past the last column and the last k. x is packed into tiles of 16 rows, [row tile][k / 32][rows][32]. A tile product
+// treats each row alone, so a row's bits depend neither on how many rows its tile has nor on which.
+#pragma once
+#include <algorithm>
+
+#include "linear.h"
+
+namespace orcinus::amx {
+
+constexpr int64_t TILE = 16, STEP = 32, PANEL = 32;
+constexpr int64_t STEP_ELEMENTS = PANEL * STEP;  // of one panel: two tiles, 2 KiB
+
+// Written here because gcc 12's _tile_loadconfig claims to read 8 of its 64 bytes, and its loads clobber no memory.
+#define AMX_LOAD(tile, from, stride) \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(from), "r"(static_cast<int64_t>(stride)) : "memory")
+#define AMX_STORE(tile, to, stride) \
+    __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(to), "r"(static_cast<int64_t>(stride)) : "memory")
+#define AMX_ZERO(tile) __asm__ volatile("tilezero %tmm" #tile)
+#define AMX_DOT(sum, a, b) __asm__ volatile("tdpbf16ps %tmm" #b ", %tmm" #a ", %tmm" #sum)
+
+// Tiles 0-3 hold sums (0, 1 of the first row tile, 2, 3 of the second), 4 and 5 rows of x, 6 and 7 weights.
+inline void configure(int64_t rows_first, int64_t rows_second) {
+    alignas(64) uint8_t config[64] = {1};
+    const int64_t rows[8] = {rows_first, rows_first, rows_second, rows_second, rows_first, rows_second, TILE, TILE};
+    for (int i = 0; i < 8; i++) {
+        config[16 + 2 * i] = 64;
+        config[48 + i] = static_cast<uint8_t>(rows[i]);
+    }
+    __asm__ volatile("ldtilecfg %0" ::"m"(config) : "memory");
+}
+
+inline void release() { __asm__ volatile("tilerelease" ::: "memory"); }
+
+inline int64_t packed_elements(int64_t out_features, int64_t in_features) {
+    return ceil_div(out_features, PANEL) * ceil_div(in_features, STEP) * STEP_ELEMENTS;
+}
+
+inline void pack(const bf16* weight, int64_t row_stride, int64_t out_features, int64_t in_features, bf16* packed) {
+    const int64_t steps = ceil_div(in_features, STEP);
+    for_each_task(ceil_div(out_features, PANEL), [=](int64_t panel) {
+        bf16* to = packed + panel * steps * STEP_ELEMENTS;
+        std::memset(static_cast<void*>(to), 0, steps * STEP_ELEMENTS * sizeof(bf16));
+        for (int64_t c = 0; c < PANEL && panel * PANEL + c < out_features; c++) {
+            const bf16* row = weight + (panel * PANEL + c) * row_stride;
+            bf16* column = to + c / TILE * TILE * STEP + c % TILE * 2;
+            for (int64_t k = 0; k < in_features; k++)
+                column[k / STEP * STEP_ELEMENTS + k % STEP / 2 * STEP + k % 2] = row[k];
+        }
+    });
+}
+
+// One row tile of x as [k / 32][rows][32], zeros past the last k.
+inline void pack_rows(const bf16* x, int64_t x_stride, int64_t rows, int64_t in_features, bf16* to) {
+    const int64_t whole = in_features / STEP, rest = in_features % STEP;
+    for (int64_t r = 0; r < rows; r++) {
+        const bf16* row = x + r * x_stride;
+        for (int64_t s = 0; s < whole; s++) std::memcpy(to + (s * rows + r) * STEP, row + s * STEP, STEP * sizeof(bf16));
+        if (rest == 0) continue;
+        bf16* last = to + (whole * rows + r) * STEP;
+        std::memset(static_cast<void*>(last), 0, STEP * sizeof(bf16));
+        std::memcpy(last, row + whole * STEP, rest * sizeof(bf16));
+    }
+}
+
+// Where the tiles of 16 rows of x lie: straight in x, or repacked.
+struct RowTile {
+    const bf16* at;
+    int64_t row_stride, step_stride;  // elements from row to row, and from one 32 of k to the next
+};
+
+// Weights to fetch into L2 while others are in use: `lines` cache lines a step.
+struct Ahead {
+    const char* at;
+    int64_t lines;
+
+    void step() {
+        for (int64_t line = 0; line < lines; line++) _mm_prefetch(at + 64 * line, _MM_HINT_T1);
+        at += 64 * lines;
+    }
+};
+
+// sums[up to 16][32] += one row tile · one panel.
+inline void one_by_two(RowTile x, const bf16* weights, int64_t steps, bool fresh, float* sums, Ahead& ahead) {
+    if (fresh) {
+        AMX_ZERO(0);
+        AMX_ZERO(1);
+    } else {
+        AMX_LOAD(0, sums, PANEL * 4);
+        AMX_LOAD(1, sums + TILE, PANEL * 4);
+    }
+    for (int64_t s = 0; s < steps; s++, x.at += x.step_stride, weights += STEP_ELEMENTS) {
+        ahead.step();
+        AMX_LOAD(4, x.at, x.row_stride * 2);
+        AMX_LOAD(6, weights, 64);
+        AMX_DOT(0, 4, 6);
+        AMX_LOAD(7, weights + TILE * STEP, 64);
+        AMX_DOT(1, 4, 7);
+    }
+    AMX_STORE(0, sums, PANEL * 4);
+    AMX_STORE(1, sums + TILE, PANEL * 4);
+}
+
+// sums[up to 32][32] += two row tiles · one panel.
+inline void two_by_two(RowTile x, RowTile y, const bf16* weights, int64_t steps, bool fresh, float* sums, Ahead& ahead) {
+    float* lower = sums + TILE * PANEL;
+    if (fresh) {
+        AMX_ZERO(0);
+        AMX_ZERO(1);
+        AMX_ZERO(2);
+        AMX_ZERO(3);
+    } else {
+        AMX_LOAD(0, sums, PANEL * 4);
+        AMX_LOAD(1, sums + TILE, PANEL * 4);
+        AMX_LOAD(2, lower, PANEL * 4);
+        AMX_LOAD(3, lower + TILE, PANEL * 4);
+    }
+    for (int64_t s = 0; s < steps; s++, x.at += x.step_stride, y.at += y.step_stride, weights += STEP_ELEMENTS) {
+        ahead.step();
+        AMX_LOAD(4, x.at, x.row_stride * 2);
+        AMX_LOAD(6, weights, 64);
+        AMX_DOT(0, 4, 6);
+        AMX_LOAD(5, y.at, y.row_stride * 2);
+        AMX_DOT(2, 5, 6);
+        AMX_LOAD(7, weights + TILE * STEP, 64);
+        AMX_DOT(1, 4, 7);
+        AMX_DOT(3, 5, 7);
+    }
+    AMX_STORE(0, sums, PANEL * 4);
+    AMX_STORE(1, sums + TILE, PANEL * 4);
+    AMX_STORE(2, lower, PANEL * 4);
+    AMX_STORE(3, lower + TILE, PANEL * 4);
+}
+
+// One call's operands. x is read in place where its rows are made of whole tiles and don't fight for the same cache sets.
+//
+// A task is a block of rows times a group of panels, k cut at multiples of 2048, where sums are put down and taken up
+// again. Row blocks are outermost: a thread keeps its cut of x in L2 while weights stream past; groups make it write
+// some hundred bytes of each output row at a time, since a line here and there costs as much as the product.
+template <class Out>
+class Product {
+  public:
+    Product(const bf16* x, const bf16* packed, const LinearShape& shape, Out* out)
+        : x_(x),
+          packed_(packed),
+          shape_(shape),
+          out_(out),
+          steps_(ceil_div(shape.in_features, STEP)),
+          cut_(steps_ < MAX_CUT ? steps_ : MAX_CUT),
+          panels_(ceil_div(shape.out_features, PANEL)),
+          in_place_(shape.in_features % STEP == 0 && (shape.in_features <= IN_PLACE_K || shape.rows <= TILE)),
+          block_rows_(std::min(MAX_BLOCK_ROWS, X_BYTES / (cut_ * STEP * 2) / (2 * TILE) * 2 * TILE)),
+          group_(shape.rows <= 4 * TILE ? 1 : std::max<int64_t>(1, WEIGHT_BYTES / (cut_ * STEP_ELEMENTS * 2))),
+          groups_(ceil_div(panels_, group_)) {}
+
+    void run() {
+        if (!in_place_) repack();
+        const int64_t tasks = ceil_div(shape_.rows, block_rows_) * groups_;
+        for_each_task_ahead(tasks, [&](int64_t task, int64_t next) { block(task, next < tasks ? next : task); });
+    }
+
+  private:
+    static constexpr int64_t IN_PLACE_K = 4096, MAX_CUT = 64;
+    // Of 2 MiB of L2: a cut of a row block; the panels in use, and as much for those on their way.
+    static constexpr int64_t MAX_BLOCK_ROWS = 512, X_BYTES = 1 << 20, WEIGHT_BYTES = 256 << 10;
+
+    const bf16* slice(int64_t panel, int64_t step) const { return packed_ + (panel * steps_ + step) * STEP_ELEMENTS; }
+
+    void repack() {
+        thread_local Scratch scratch;
+        bf16* tiles = scratch.take<bf16>(shape_.rows * steps_ * STEP);
+        for_row_ranges(shape_.rows, 4 * TILE, [&](int64_t begin, int64_t end) {
+            for (int64_t r = begin; r < end; r += TILE)
+                pack_rows(x_ + r * shape_.x_stride, shape_.x_stride, std::min(TILE, end - r), shape_.in_features,
+                          tiles + r * steps_ * STEP);
+        });
+        tiles_ = tiles;
+    }
+
+    RowTile row_tile(int64_t row, int64_t step) const {
+        if (in_place_) return {x_ + row * shape_.x_stride + step * STEP, shape_.x_stride, STEP};
+        const int64_t rows = std::min(TILE, shape_.rows - row);
+        return {tiles_ + (row * steps_ + step * rows) * STEP, STEP, rows * STEP};
+    }
+
+    void block(int64_t task, int64_t next) const {
+        thread_local Scratch scratch;
+        float* sums = scratch.take<float>(block_rows_ * PANEL * group_);
+        const int64_t first_row = task / groups_ * block_rows_, rows = std::min(block_rows_, shape_.rows - first_row);
+        const int64_t first_panel = task % groups_ * group_, panels = std::min(group_, panels_ - first_panel);
+        for (int64_t step = 0; step < steps_; step += cut_) {
+            const bool last = step + cut_ >= steps_;
+            const int64_t lines = ceil_div(32 * std::min(cut_, steps_ - step), ceil_div(rows, 2 * TILE) * cut_);
+            for (int64_t r = 0; r < rows; r += 2 * TILE) {
+                const int64_t some = std::min(2 * TILE, rows - r);
+                if (r == 0 || some < 2 * TILE) configure(std::min(TILE, some), some > TILE ? some - TILE : TILE);
+                for (int64_t p = 0; p < panels; p++) {
+                    const bf16* coming = last ? slice(next % groups_ * group_ + p, 0) : slice(first_panel + p, step + cut_);
+                    Ahead ahead{reinterpret_cast<const char*>(coming) + r / (2 * TILE) * cut_ * lines * 64, lines};
+                    pair(first_row + r, some, first_panel + p, step, sums + (p * rows + r) * PANEL, ahead);
+                }
+                for (int64_t p = 0; last && p < panels; p++)
+                    finish(first_row + r, some, first_panel + p, sums + (p * rows + r) * PANEL);
+            }
+        }
+        release();
+    }
+
+    // Up to 32 rows times one panel over one cut of k.
+    void pair(int64_t row, int64_t rows, int64_t panel, int64_t step, float* sums, Ahead ahead) const {
+        const int64_t some = std::min(cut_, steps_ - step);
+        if (rows <= TILE)
+            one_by_two(row_tile(row, step), slice(panel, step), some, step == 0, sums, ahead);
+        else
+            two_by_two(row_tile(row, step), row_tile(row + TILE, step), slice(panel, step), some, step == 0, sums, ahead);
+    }
+
+    void finish(int64_t row, int64_t rows, int64_t panel, const float* sums) const {
+        const int64_t column = panel * PANEL;
+        finish_panel(sums, PANEL, rows, std::min(PANEL, shape_.out_features - column),
+                     shape_.bias == nullptr ? nullptr : shape_.bias + column, out_ + row * shape_.out_stride + column,
+                     shape_.out_stride);
+    }
+
+    const bf16* const x_;
+    const bf16* const packed_;
+    const LinearShape& shape_;
+    Out* const out_;
+    const int64_t steps_, cut_, panels_;
+    const bool in_place_;
+    const int64_t block_rows_, group_, groups_;
+    const bf16* tiles_ = nullptr;
+};
+
+}  // namespace orcinus::amx

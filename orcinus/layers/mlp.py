@@ -1,0 +1,58 @@
+"""The feed-forward half of a decoder layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from orcinus.kernels import Activation, KernelSet, PackedLinear
+
+
+class Mlp(Protocol):
+    """[tokens, hidden] → [tokens, hidden]."""
+
+    @property
+    def input(self) -> PackedLinear:
+        """The first product."""
+        ...
+
+    @property
+    def output(self) -> PackedLinear:
+        """The second."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[tokens, hidden] → [tokens, hidden]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class GatedMlp:
+    """down(act(gate(x)) · up(x)), gate and up in one product."""
+
+    kernels: KernelSet
+    input: PackedLinear
+    output: PackedLinear
+    activation: Activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[tokens, hidden] → [tokens, hidden]."""
+        inner = self.kernels.gated(self.kernels.linear(x, self.input), self.activation)
+        return self.kernels.linear(inner, self.output)
+
+
+@dataclass(frozen=True, slots=True)
+class PlainMlp:
+    """down(act(up(x)))."""
+
+    kernels: KernelSet
+    input: PackedLinear
+    output: PackedLinear
+    activation: Activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[tokens, hidden] → [tokens, hidden]."""
+        inner = self.kernels.activate(self.kernels.linear(x, self.input), self.activation)
+        return self.kernels.linear(inner, self.output)

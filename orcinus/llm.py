@@ -1,0 +1,169 @@
+"""The offline library: `LLM`, familiar to users of vLLM, over the same core and worker that the server runs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self, cast
+
+from tqdm import tqdm
+
+from orcinus.core.progress import Progress
+from orcinus.core.request import FinishReason, Request, SamplingParams
+from orcinus.engine.build import build_engine
+from orcinus.engine.clock import MonotonicClock
+from orcinus.engine.config import engine_config
+from orcinus.engine.door import Door
+from orcinus.errors import InvalidRequest
+from orcinus.outputs import RequestCollector, RequestOutput
+from orcinus.text.chat import ChatTemplate
+from orcinus.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, object]
+# A bar for fewer answers than this would only flicker.
+_BAR_FROM = 8
+
+
+class LLM:
+    """A model that answers in this process.
+
+    Args:
+        model: folder of a Hugging Face checkpoint.
+        seed: of the seeds drawn for requests that bring none.
+        options: see `EngineConfig`; an unknown one is an error that names the nearest.
+
+    Raises:
+        ConfigurationError, CheckpointError, MemoryPlanError: it can't be started; the message says what to do.
+    """
+
+    def __init__(self, model: str | Path, *, seed: int = 0, **options: object) -> None:
+        config = engine_config({"model": str(model), **options})
+        self._clock = MonotonicClock()
+        self._engine, self.engine_description = build_engine(config, self._clock)
+        self.tokenizer = Tokenizer.load(Path(config.model))
+        self._chat_template = _chat_template(self.tokenizer)
+        self._door = Door(self.engine_description, random.Random(seed))
+        self._num_requests = 0
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer each prompt; outputs come in the order of the prompts.
+
+        Args:
+            prompts: a text, a list of token ids, or a list of either.
+            params: one for all, or one a prompt.
+
+        Raises:
+            InvalidRequest: a prompt or parameter that can't be served; nothing has run then.
+            RequestFailed: a request ended in an error; the others are ended too.
+        """
+        texts = _as_list(prompts)
+        collectors: dict[str, RequestCollector] = {}
+        requests = []
+        for prompt, own_params in zip(texts, _one_each(params, len(texts)), strict=True):
+            request = self._request(prompt, own_params)
+            text = prompt if isinstance(prompt, str) else None
+            collectors[request.request_id] = self._collector(request, text)
+            requests.append(request)
+        self._run(requests, collectors, use_tqdm)
+        return [collector.output for collector in collectors.values()]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        add_generation_prompt: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer a conversation, or each of several, through the checkpoint's chat template."""
+        if self._chat_template is None or self.tokenizer is None:
+            raise InvalidRequest("this checkpoint has no chat template; use generate", param="messages")
+        several = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        prompts = [
+            self.tokenizer.encode(
+                self._chat_template.render(
+                    cast("Sequence[Message]", conversation), add_generation_prompt=add_generation_prompt
+                ),
+                add_special_tokens=False,
+            )
+            for conversation in several
+        ]
+        return self.generate(prompts, params, use_tqdm=use_tqdm)
+
+    def close(self) -> None:
+        """Let the worker go."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise InvalidRequest("this checkpoint has no tokenizer; give token ids", param="prompt")
+            prompt = self.tokenizer.encode(prompt, add_special_tokens=True)
+        if params.stop_strings and (self.tokenizer is None or not params.detokenize):
+            raise InvalidRequest("stop strings need text, so a tokenizer and detokenize=True", param="stop")
+        self._num_requests += 1
+        return self._door.admit(f"llm-{self._num_requests}", prompt, params, arrived_at=self._clock.now())
+
+    def _collector(self, request: Request, text: str | None) -> RequestCollector:
+        def end(index: int) -> None:
+            self._engine.abort(request.request_id, index, FinishReason.STOP)
+
+        return RequestCollector(request, text, self.tokenizer, end)
+
+    def _run(self, requests: Sequence[Request], collectors: Mapping[str, RequestCollector], use_tqdm: bool) -> None:
+        hidden = not use_tqdm or len(requests) < _BAR_FROM
+        try:
+            with tqdm(total=len(requests), unit="request", disable=hidden, dynamic_ncols=True) as bar:
+                for request in requests:
+                    self._deliver(self._engine.add(request), collectors, bar)
+                while (progress := self._engine.step()) is not None:
+                    self._deliver(progress, collectors, bar)
+        finally:
+            # After an error or Ctrl-C nothing of this call may go on in the next one.
+            for request in requests:
+                self._engine.abort(request.request_id)
+
+    def _deliver(
+        self, several: Sequence[Progress], collectors: Mapping[str, RequestCollector], bar: tqdm[object]
+    ) -> None:
+        for progress in several:
+            collector = collectors[progress.request_id]
+            was_finished = collector.output.finished
+            collector.take(progress, self._clock.now())
+            if collector.output.finished and not was_finished:
+                bar.update()
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        return [cast("Prompt", prompts)]
+    return list(cast("Sequence[Prompt]", prompts))
+
+
+def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise InvalidRequest(f"{len(params)} sampling parameters for {count} prompts; give one, or one each", param="n")
+    return list(params)
+
+
+def _chat_template(tokenizer: Tokenizer | None) -> ChatTemplate | None:
+    if tokenizer is None or tokenizer.chat_template is None:
+        return None
+    tokens = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
+    return ChatTemplate(tokenizer.chat_template, {name: token for name, token in tokens.items() if token is not None})

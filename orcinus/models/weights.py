@@ -1,0 +1,146 @@
+"""From stored tensors to the parts of a decoder: read, checked, fused, packed and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from orcinus.kernels import KernelSet, PackedLinear
+from orcinus.layers.norm import LayerNorm, Norm, RmsNorm
+from orcinus.models.config import ModelConfig
+from orcinus.models.loader import Checkpoint, damaged
+
+
+class TensorSource(Protocol):
+    """Gives tensors by name."""
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Tensor `name`, which must have `shape`."""
+        ...
+
+
+class HeaderSource:
+    """Gives tensors without data: a model built from it proves that names and shapes fit, before a weight is read."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self.names: set[str] = set()
+        self.num_bytes = 0
+        self.num_elements = 0
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """An empty tensor on the meta device.
+
+        Raises:
+            CheckpointError: missing or misshapen.
+        """
+        self.num_bytes += self._checkpoint.stored(name, shape).num_bytes
+        self.names.add(name)
+        tensor = torch.empty(shape, device="meta")
+        self.num_elements += tensor.numel()
+        return tensor
+
+
+class FileSource:
+    """Gives tensors with their data, converted; one file is open at a time.
+
+    Args:
+        progress: called after each tensor with the bytes read so far and `num_bytes`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device,
+        num_bytes: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._checkpoint, self._dtype, self._device = checkpoint, dtype, device
+        self._num_bytes, self._done, self._progress = num_bytes, 0, progress
+        self._opened: tuple[Path, safe_open] | None = None
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """An own copy: the stored tensor would keep its file mapped.
+
+        Raises:
+            CheckpointError: missing, misshapen or unreadable.
+        """
+        stored = self._checkpoint.stored(name, shape)
+        stored_tensor: Tensor = self._open(stored.file).get_tensor(name)  # type: ignore[no-untyped-call]
+        tensor = stored_tensor.to(self._device, self._dtype, copy=True)
+        self._done += stored.num_bytes
+        if self._progress is not None:
+            self._progress(self._done, self._num_bytes)
+        return tensor
+
+    def _open(self, path: Path) -> safe_open:
+        if self._opened is None or self._opened[0] != path:
+            try:
+                self._opened = path, safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise damaged(path, str(error)) from error
+        return self._opened[1]
+
+
+class PartBuilder:
+    """Makes a decoder's parts from tensors under the family's names, and counts the bytes that stay in memory."""
+
+    def __init__(self, source: TensorSource, config: ModelConfig, kernels: KernelSet, prefix: str) -> None:
+        self._source, self._config, self._kernels, self._prefix = source, config, kernels, prefix
+        self.held_bytes = 0
+
+    def table(self, name: str, rows: int) -> Tensor:
+        """An embedding [rows, hidden]."""
+        return self._hold(self._source.read(f"{self._prefix}{name}.weight", (rows, self._config.hidden_size)))
+
+    def norm(self, name: str, size: int) -> Norm:
+        """A norm over `size` elements, of the family's kind."""
+        weight = self._hold(self._source.read(f"{self._prefix}{name}.weight", (size,)))
+        if self._config.family.norm == "rms":
+            return RmsNorm(self._kernels, weight, self._config.norm_eps)
+        bias = self._hold(self._source.read(f"{self._prefix}{name}.bias", (size,)))
+        return LayerNorm(self._kernels, weight, bias, self._config.norm_eps)
+
+    def linear(
+        self, names: tuple[str, ...], out_features: tuple[int, ...], in_features: int, *, bias: bool
+    ) -> PackedLinear:
+        """One product of the projections `names` side by side."""
+        sizes = dict(zip(names, out_features if len(names) > 1 else (sum(out_features),), strict=True))
+        weight = _joined([self._weight(name, rows, in_features) for name, rows in sizes.items()])
+        if not bias:
+            return self._pack(weight, None)
+        biases = [self._source.read(f"{self._prefix}{name}.bias", (rows,)) for name, rows in sizes.items()]
+        return self._pack(weight, _joined(biases))
+
+    def head(self, embedding: Tensor) -> PackedLinear:
+        """The vocabulary head; a tied one shares the embedding's memory where packing leaves weights as they are."""
+        if not self._config.tie_embeddings:
+            shape = (self._config.vocab_size, self._config.hidden_size)
+            return self._pack(self._source.read(f"{self._config.family.names.head}.weight", shape), None)
+        packed = self._kernels.pack(embedding, None)
+        self.held_bytes += 0 if packed.data is embedding else embedding.nbytes
+        return packed
+
+    def _weight(self, name: str, rows: int, columns: int) -> Tensor:
+        """[rows, columns], however it is stored."""
+        if self._config.family.transposed:
+            return self._source.read(f"{self._prefix}{name}.weight", (columns, rows)).t().contiguous()
+        return self._source.read(f"{self._prefix}{name}.weight", (rows, columns))
+
+    def _pack(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
+        self.held_bytes += weight.nbytes + (0 if bias is None else bias.nbytes)
+        return self._kernels.pack(weight, bias)
+
+    def _hold(self, tensor: Tensor) -> Tensor:
+        self.held_bytes += tensor.nbytes
+        return tensor
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,0 +1,204 @@
+"""The answers of one HTTP request, from the engine's progress to pieces of text with their reasons to end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import NamedTuple, Protocol
+
+from orcinus.core.clock import Clock
+from orcinus.core.plan import TokenLogprobs
+from orcinus.core.progress import Progress
+from orcinus.core.request import FinishReason, Request, unpack_tokens
+from orcinus.engine.messages import Outputs
+from orcinus.errors import RequestFailed
+from orcinus.server.metrics import Metrics
+from orcinus.text.stream import PROMPT_TAIL, TextStream, text_tokens
+from orcinus.text.tokenizer import Tokenizer
+
+
+class ProgressStream(Protocol):
+    """What the server uses of `engine.client.Stream`."""
+
+    def arrived(self) -> list[Progress]:
+        """Everything that is there; never waits."""
+
+    def abort(self, index: int | None = None, cause: FinishReason = FinishReason.ABORT) -> None:
+        """End one answer or all."""
+
+    def close(self) -> None:
+        """Nobody wants the rest."""
+
+
+class EngineFront(Protocol):
+    """What the server uses of `engine.client.EngineClient`."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine can serve."""
+
+    @property
+    def num_live(self) -> int:
+        """Requests that haven't ended."""
+
+    @property
+    def stats(self) -> Outputs | None:
+        """State of the queues after the latest iteration."""
+
+    def submit(self, request: Request, arrival: asyncio.Event | None = None) -> ProgressStream:
+        """Start a request; `arrival` is set when its stream has something to read."""
+
+
+class Piece(NamedTuple):
+    """What one progress adds to one answer; `choice` counts over all prompts and their n answers."""
+
+    choice: int
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    finish_reason: str | None
+
+
+class Answers:
+    """All answers to the prompts of one HTTP request. Leaving its `with` block ends what still runs in the engine.
+
+    Args:
+        requests: one for each prompt, admitted.
+        tokenizer: None gives pieces without text.
+    """
+
+    def __init__(
+        self,
+        front: EngineFront,
+        requests: Sequence[Request],
+        tokenizer: Tokenizer | None,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self.requests = requests
+        self.num_generated = 0
+        self._front = front
+        self._tokenizer = tokenizer
+        self._metrics = metrics
+        self._clock = clock
+        self._arrival = asyncio.Event()
+        self._streams: list[ProgressStream] = []
+        self._answers: list[_Answer] = []
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Over all prompts."""
+        return sum(request.num_prompt_tokens for request in self.requests)
+
+    def submit(self) -> None:
+        """Send all requests to the engine.
+
+        Raises:
+            EngineDied, Overloaded: it takes no more; leave the `with` block to take back those already sent.
+        """
+        for request in self.requests:
+            stream = self._front.submit(request, self._arrival)
+            self._streams.append(stream)
+            self._answers += [
+                _Answer(len(self._answers) + index, index, stream, request, self._tokenizer)
+                for index in range(request.params.n)
+            ]
+        self._metrics.prompt_tokens.inc(self.num_prompt_tokens)
+
+    async def batches(self) -> AsyncIterator[list[Piece]]:
+        """The pieces that arrived together, until every answer has ended.
+
+        Raises:
+            RequestFailed: one of the answers ended in an error.
+        """
+        num_open = len(self._answers)
+        while num_open:
+            self._arrival.clear()
+            pieces = [piece for one in self._arrived() if (piece := self._take(*one)) is not None]
+            num_open -= sum(piece.finish_reason is not None for piece in pieces)
+            if pieces:
+                yield pieces
+            else:
+                await self._arrival.wait()
+
+    def _arrived(self) -> list[tuple[_Answer, Progress]]:
+        first, arrived = 0, []
+        for stream, request in zip(self._streams, self.requests, strict=True):
+            arrived += [(self._answers[first + progress.index], progress) for progress in stream.arrived()]
+            first += request.params.n
+        return arrived
+
+    def _take(self, answer: _Answer, progress: Progress) -> Piece | None:
+        if progress.finish_reason is FinishReason.ERROR and not answer.ended:
+            self._metrics.ended[FinishReason.ERROR].inc()
+            raise RequestFailed(progress.error_message, code=progress.error_code)
+        piece = answer.take(progress)
+        if piece is not None:
+            self._count(answer, piece)
+        return piece
+
+    def _count(self, answer: _Answer, piece: Piece) -> None:
+        now = self._clock.now()
+        arrived_at = answer.request.arrived_at
+        if piece.tokens:
+            self.num_generated += len(piece.tokens)
+            self._metrics.generation_tokens.inc(len(piece.tokens))
+            if answer.first_token_at is None:
+                answer.first_token_at = now
+                self._metrics.time_to_first_token.observe(now - arrived_at)
+        if piece.finish_reason is not None:
+            self._metrics.ended[piece.finish_reason].inc()
+            self._metrics.latency.observe(now - arrived_at)
+            if answer.first_token_at is not None and answer.num_tokens > 1:
+                self._metrics.time_per_output_token.observe((now - answer.first_token_at) / (answer.num_tokens - 1))
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for stream in self._streams:
+            stream.close()
+
+
+class _Answer:
+    """One answer on its way: its text so far, and whether it has ended."""
+
+    def __init__(
+        self, choice: int, index: int, stream: ProgressStream, request: Request, tokenizer: Tokenizer | None
+    ) -> None:
+        self.request = request
+        self.ended = False
+        self.num_tokens = 0
+        self.first_token_at: float | None = None
+        self._choice = choice
+        self._index = index
+        self._stream = stream
+        tail = unpack_tokens(request.prompt[-4 * PROMPT_TAIL :])
+        self._text = None if tokenizer is None else TextStream(tokenizer, tail, request.params)
+
+    def take(self, progress: Progress) -> Piece | None:
+        """The next piece; None once the answer has ended, and where nothing can be told yet."""
+        if self.ended:
+            return None
+        text, tokens, reason = self._read(progress)
+        self.num_tokens += len(tokens)
+        self.ended = reason is not None
+        logprobs = progress.logprobs[: len(tokens)]
+        return Piece(self._choice, text, tokens, logprobs, None if reason is None else reason.value)
+
+    def _read(self, progress: Progress) -> tuple[str, tuple[int, ...], FinishReason | None]:
+        """Text, the tokens that count, and the reason to end. A stop string in the text ends the answer here."""
+        reason = progress.finish_reason
+        if self._text is None:
+            return "", progress.tokens, reason
+        delta = self._text.push(text_tokens(progress, self.request.params))
+        if delta.stopped:
+            self._stream.abort(self._index, FinishReason.STOP)
+            return delta.text, progress.tokens[: delta.num_tokens_used], FinishReason.STOP
+        if reason is None:
+            return delta.text, progress.tokens, None
+        text = delta.text + self._text.finish()
+        return text, progress.tokens, FinishReason.STOP if self._text.stopped else reason

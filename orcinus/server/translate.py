@@ -1,0 +1,212 @@
+"""From OpenAI's words to ours, once. What is known but not served is refused here, never ignored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from orcinus.core.request import SamplingParams
+from orcinus.errors import CheckpointError, InvalidRequest
+from orcinus.server.errors import MAX_ECHO_CHARACTERS
+from orcinus.server.protocol import ChatMessage, ChatRequest, CompletionRequest, ContentPart, GenerateRequest, ToolCall
+
+MAX_PROMPTS, MAX_MESSAGES, MAX_CONTENT_PARTS, MAX_USER_CHARACTERS = 256, 4096, 1024, 256
+ROLES = ("system", "developer", "user", "assistant", "tool")
+COMPLETION_MAX_TOKENS = 16
+
+
+class GenerationDefaults(msgspec.Struct, frozen=True):
+    """What a checkpoint's generation_config.json recommends; a request's own values win."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> GenerationDefaults:
+        """Of a checkpoint; without the file nothing is recommended.
+
+        Raises:
+            CheckpointError: a file that can't be read, or recommends what can't be served.
+        """
+        file = folder / "generation_config.json"
+        if not file.is_file():
+            return cls()
+        try:
+            defaults = msgspec.json.decode(file.read_bytes(), type=cls)
+            msgspec.convert(defaults.as_params(), SamplingParams)
+        except (OSError, ValueError, RecursionError, InvalidRequest) as error:
+            raise CheckpointError(f"{file} is not a generation configuration that can be used: {error}") from error
+        return defaults
+
+    def as_params(self) -> dict[str, object]:
+        """The values that are there, under their names in SamplingParams."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
+
+
+def completion_params(request: CompletionRequest, defaults: GenerationDefaults) -> SamplingParams:
+    """How to sample the answers to a completion request.
+
+    Raises:
+        InvalidRequest: a value out of its range, or a field that isn't served.
+    """
+    _refuse(request.suffix, "suffix", "inserting text isn't supported")
+    _refuse(request.echo, "echo", "echoing the prompt isn't supported")
+    if request.best_of is not None and request.best_of != (request.n or 1):
+        raise _unsupported("best_of", "only best_of equal to n is supported")
+    max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    return _sampling_params(request, defaults, max_tokens, request.logprobs, {})
+
+
+def chat_params(request: ChatRequest, defaults: GenerationDefaults) -> SamplingParams:
+    """How to sample the answers to a chat request.
+
+    Raises:
+        InvalidRequest: a value out of its range, or a field that isn't served.
+    """
+    _refuse(request.tools, "tools", "calling tools isn't supported yet")
+    _refuse(request.functions, "functions", "calling functions isn't supported")
+    _refuse(request.chat_template, "chat_template", "a request can't bring its own template")
+    if request.response_format is not None and request.response_format.type != "text":
+        raise _unsupported("response_format", "only the type `text` is supported yet")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise InvalidRequest("top_logprobs needs `logprobs: true`", param="top_logprobs", code="invalid_value")
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    words = {"logprobs": "top_logprobs"}
+    max_tokens = request.max_tokens
+    if request.max_completion_tokens is not None:
+        max_tokens = request.max_completion_tokens
+        words["max_tokens"] = "max_completion_tokens"
+    return _sampling_params(request, defaults, max_tokens, logprobs, words)
+
+
+def _refuse(value: object, param: str, why: str) -> None:
+    """A field that would change the answer if it were served."""
+    if value:
+        raise _unsupported(param, why)
+
+
+def _unsupported(param: str, why: str) -> InvalidRequest:
+    return InvalidRequest(f"{param}: {why}", param=param, code="unsupported_parameter")
+
+
+def _sampling_params(
+    request: GenerateRequest,
+    defaults: GenerationDefaults,
+    max_tokens: int | None,
+    logprobs: int | None,
+    words: dict[str, str],
+) -> SamplingParams:
+    """`words` are the caller's names for ours, where they differ."""
+    if request.prompt_logprobs is not None:
+        raise _unsupported("prompt_logprobs", "log-probabilities of the prompt aren't supported yet")
+    if request.user is not None and len(request.user) > MAX_USER_CHARACTERS:
+        raise InvalidRequest(
+            f"user is longer than {MAX_USER_CHARACTERS} characters", param="user", code="invalid_value"
+        )
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest("stream_options needs `stream: true`", param="stream_options", code="invalid_value")
+    names = SamplingParams.__struct_fields__
+    given = {name: getattr(request, name) for name in names if getattr(request, name, None) is not None}
+    values: dict[str, object] = {**defaults.as_params(), **given, "max_tokens": max_tokens, "logprobs": logprobs}
+    if values.get("top_k") == -1:
+        # vLLM's word for "off" besides 0.
+        values["top_k"] = 0
+    try:
+        return msgspec.convert(values, SamplingParams)
+    except InvalidRequest as error:
+        raise _in_callers_words(error, words) from error
+    except OverflowError as error:
+        raise InvalidRequest("a number is too large", code="invalid_value") from error
+
+
+def _in_callers_words(error: InvalidRequest, words: dict[str, str]) -> InvalidRequest:
+    ours = error.param or ""
+    theirs = words.get(ours, ours)
+    message = theirs + error.message.removeprefix(ours) if error.message.startswith(ours) else error.message
+    return InvalidRequest(message, param=theirs or None, code=error.code or "invalid_value")
+
+
+def prompts_of(request: CompletionRequest) -> list[str] | list[list[int]]:
+    """The prompts, all text or all token ids.
+
+    Raises:
+        InvalidRequest: none, too many, or a mixture.
+    """
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    texts = [item for item in prompt if isinstance(item, str)]
+    token_lists = [item for item in prompt if isinstance(item, list)]
+    tokens = [item for item in prompt if isinstance(item, int)]
+    if not prompt or len(prompt) not in (len(texts), len(token_lists), len(tokens)):
+        raise InvalidRequest(
+            "prompt must be a string, a list of strings, a list of token ids or a list of lists of token ids",
+            param="prompt",
+            code="invalid_type",
+        )
+    if not tokens and len(prompt) > MAX_PROMPTS:
+        raise InvalidRequest(f"{len(prompt)} prompts are more than {MAX_PROMPTS}", param="prompt", code="invalid_value")
+    return texts or token_lists or [tokens]
+
+
+def messages_of(request: ChatRequest) -> list[dict[str, object]]:
+    """The conversation as chat templates read it.
+
+    Raises:
+        InvalidRequest: none or too many messages, an unknown role, or content that isn't text.
+    """
+    if not 1 <= len(request.messages) <= MAX_MESSAGES:
+        raise InvalidRequest(f"messages takes 1 to {MAX_MESSAGES} messages", param="messages", code="invalid_value")
+    return [_template_message(message, f"messages[{i}]") for i, message in enumerate(request.messages)]
+
+
+def _template_message(message: ChatMessage, place: str) -> dict[str, object]:
+    if message.role not in ROLES:
+        raise InvalidRequest(
+            f"{place}.role is {message.role[:MAX_ECHO_CHARACTERS]!r}; it must be one of {', '.join(ROLES)}",
+            param=f"{place}.role",
+            code="invalid_value",
+        )
+    rendered: dict[str, object] = {"role": message.role, "content": _text_content(message, place)}
+    for name in ("name", "tool_call_id", "reasoning_content"):
+        if getattr(message, name) is not None:
+            rendered[name] = getattr(message, name)
+    if message.tool_calls:
+        rendered["tool_calls"] = [_template_call(call) for call in message.tool_calls]
+    return rendered
+
+
+def _text_content(message: ChatMessage, place: str) -> str:
+    if message.content is None:
+        if message.role == "assistant":
+            return ""
+        raise InvalidRequest(
+            f"missing required parameter: {place}.content", param=f"{place}.content", code="missing_required_parameter"
+        )
+    if isinstance(message.content, str):
+        return message.content
+    if len(message.content) > MAX_CONTENT_PARTS:
+        raise InvalidRequest(f"{place}.content has more than {MAX_CONTENT_PARTS} parts", param=f"{place}.content")
+    return "\n".join(_text_part(part, f"{place}.content[{i}]") for i, part in enumerate(message.content))
+
+
+def _text_part(part: ContentPart, place: str) -> str:
+    if part.type == "text" and part.text is not None:
+        return part.text
+    raise InvalidRequest(
+        f"{place}: only parts of type `text`, with a `text`, are supported", param=place, code="invalid_value"
+    )
+
+
+def _template_call(call: ToolCall) -> dict[str, object]:
+    """Templates expect the arguments as an object; OpenAI sends them as JSON in a string."""
+    arguments: object = call.function.arguments
+    try:
+        arguments = msgspec.json.decode(call.function.arguments)
+    except (ValueError, RecursionError):
+        arguments = call.function.arguments
+    return {"id": call.id, "type": call.type, "function": {"name": call.function.name, "arguments": arguments}}

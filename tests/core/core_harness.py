@@ -1,0 +1,415 @@
+"""A worker without a model, and a driver that knows every token in advance.
+
+The model is closed-form: token = keyed hash of (seed, answer, position). So a lost, repeated or crossed token shows at
+once. The KV content of a slot is the hash of the token prefix that it stands for, so each scheduled sequence can be
+asked, at each position, whether attention would read its own past and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+
+from orcinus.core.config import SchedulerConfig
+from orcinus.core.core import Collect, Core, Decision, Submit
+from orcinus.core.plan import (
+    FED_BACK,
+    IterationPlan,
+    IterationResult,
+    NewSequence,
+    Output,
+    SequenceFailure,
+    SequenceOutput,
+    TokenLogprobs,
+    Work,
+)
+from orcinus.core.progress import Progress
+from orcinus.core.recording import Recorder
+from orcinus.core.request import FinishReason, Request, SamplingParams, ServiceClass, pack_tokens, unpack_tokens
+from orcinus.core.sequence import Sequence
+
+VOCAB = 32
+EOS = 7
+_MASK = 2**64 - 1
+
+
+def mix(*values: int) -> int:
+    """64 well-mixed bits of `values`."""
+    state = 0x9E3779B97F4A7C15
+    for value in values:
+        state = ((state ^ value) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & _MASK
+        state ^= state >> 29
+    return state
+
+
+def closed_form_token(
+    params: SamplingParams, end_token_ids: tuple[int, ...], num_prompt: int, index: int, at: int
+) -> int:
+    """The token that the model samples for position `at`."""
+    token = mix(params.seed or 0, index, at) % VOCAB
+    while at - num_prompt < params.min_tokens and token in end_token_ids:
+        token = (token + 1) % VOCAB
+    return token
+
+
+def expected_answer(request: Request, index: int) -> tuple[list[int], FinishReason]:
+    """The whole answer and why it ends, from the request alone; resumed tokens included."""
+    ends = tuple(sorted(request.end_token_ids))
+    resumed = unpack_tokens(request.resumed[index]) if request.resumed else ()
+    prompt, tokens = request.num_prompt_tokens, list[int]()
+    for made in range(request.max_tokens):
+        known = made < len(resumed)
+        tokens.append(resumed[made] if known else closed_form_token(request.params, ends, prompt, index, prompt + made))
+        if tokens[-1] in ends and len(tokens) > request.params.min_tokens:
+            return tokens, FinishReason.STOP
+    return tokens, FinishReason.LENGTH
+
+
+def make_request(
+    request_id: str,
+    prompt: list[int] | int = 4,
+    max_tokens: int = 4,
+    *,
+    seed: int = 1,
+    arrived_at: float = 0.0,
+    service_class: ServiceClass = ServiceClass.NORMAL,
+    resumed: tuple[bytes, ...] = (),
+    eos: tuple[int, ...] = (),
+    **params: object,
+) -> Request:
+    """A request; `prompt` as a number gives that many tokens that no other seed has."""
+    tokens = [mix(seed, at, 99) % VOCAB for at in range(prompt)] if isinstance(prompt, int) else prompt
+    return Request(
+        request_id=request_id,
+        prompt=pack_tokens(tokens),
+        params=SamplingParams(max_tokens=max_tokens, seed=seed, **params),  # type: ignore[arg-type]
+        eos_token_ids=eos,
+        arrived_at=arrived_at,
+        service_class=service_class,
+        resumed=resumed,
+    )
+
+
+@dataclass
+class WorkerSequence:
+    """What a worker holds of one sequence."""
+
+    new: NewSequence
+    tokens: list[int]
+    table: list[int]
+
+
+class PrefixWorker:
+    """Applies plans as a worker does and checks, by content, every slot that attention would read."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.epoch = 0
+        self.sequences: dict[int, WorkerSequence] = {}
+        self.slots: dict[int, dict[int, int]] = defaultdict(dict)
+
+    def lose_memory(self) -> None:
+        """The KV is gone."""
+        self.slots.clear()
+
+    def run(self, plan: IterationPlan, failing: frozenset[int] = frozenset()) -> IterationResult:
+        """State changes, then all writes, then all reads, then samples."""
+        self.apply_state(plan)
+        for work in plan.work:
+            self.write(work)
+        for work in plan.work:
+            self._read(work)
+        outputs, failures = [], []
+        for work in plan.work:
+            if work.seq_id in failing:
+                failures.append(SequenceFailure(work.seq_id, "nan", "a row holds NaN"))
+                # Something must be there to feed back: under look-ahead the next plan may already name it.
+                self.sequences[work.seq_id].tokens += [0] * (Output.SAMPLE in work.output)
+            elif work.output:
+                outputs.append(self._answer(work))
+        return IterationResult(plan.epoch, plan.iteration, tuple(outputs), tuple(failures))
+
+    def apply_state(self, plan: IterationPlan) -> None:
+        """Everything of the plan but its work."""
+        if plan.epoch != self.epoch:
+            assert plan.epoch > self.epoch, "a plan of an older epoch was issued"
+            self.sequences.clear()
+            self.epoch = plan.epoch
+        for seq_id in plan.finished:
+            del self.sequences[seq_id]
+        for new in plan.new:
+            assert new.seq_id not in self.sequences, f"sequence {new.seq_id} is stated twice"
+            self.sequences[new.seq_id] = WorkerSequence(
+                new, list(unpack_tokens(new.tokens)), list(unpack_tokens(new.blocks))
+            )
+        for delta in plan.block_deltas:
+            table = self.sequences[delta.seq_id].table
+            assert delta.start <= len(table), "a block delta leaves a gap"
+            table[delta.start :] = unpack_tokens(delta.blocks)
+        for copy in plan.copies:
+            self.slots[copy.target] = dict(self.slots[copy.source])
+
+    def write(self, work: Work) -> None:
+        """Write the KV of one sequence's tokens."""
+        sequence = self.sequences[work.seq_id]
+        end = work.start + work.num_tokens
+        if work.tokens == FED_BACK:
+            assert work.num_tokens == 1
+            assert end == len(sequence.tokens), "the worker holds no token to feed back"
+        else:
+            given = list(unpack_tokens(work.tokens))
+            assert given == sequence.tokens[work.start : end], "input tokens differ from the worker's"
+        for at, prefix in enumerate(self._prefixes(sequence, end)):
+            if at >= work.start:
+                block, offset = self._slot(sequence, at)
+                self.slots[block][offset] = prefix
+
+    def _read(self, work: Work) -> None:
+        sequence = self.sequences[work.seq_id]
+        for at, prefix in enumerate(self._prefixes(sequence, work.start + work.num_tokens)):
+            block, offset = self._slot(sequence, at)
+            assert self.slots[block].get(offset) == prefix, f"sequence {work.seq_id} reads foreign KV at {at}"
+
+    def _answer(self, work: Work) -> SequenceOutput:
+        sequence, end = self.sequences[work.seq_id], work.start + work.num_tokens
+        new = sequence.new
+        tokens: tuple[int, ...] = ()
+        logprobs: tuple[TokenLogprobs, ...] = ()
+        prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+        if Output.SAMPLE in work.output:
+            assert end == len(sequence.tokens), "a sample is asked for while tokens are missing"
+            token = closed_form_token(new.params, new.end_token_ids, new.num_prompt_tokens, new.index, end)
+            sequence.tokens.append(token)
+            tokens = (token,)
+            logprobs = (TokenLogprobs(float(end), 0),) if new.params.logprobs is not None else ()
+        if Output.PROMPT_LOGPROBS in work.output:
+            ends_at = min(end + 1, new.num_prompt_tokens)
+            prompt_logprobs = tuple(TokenLogprobs(float(at), 0) for at in range(work.start + 1, ends_at))
+        return SequenceOutput(work.seq_id, tokens, logprobs, prompt_logprobs)
+
+    def _prefixes(self, sequence: WorkerSequence, end: int) -> list[int]:
+        prefixes, state = [], 0
+        for token in sequence.tokens[:end]:
+            state = hash((state, token))
+            prefixes.append(state)
+        assert len(prefixes) == end, "work lies past the tokens that the worker knows"
+        return prefixes
+
+    def _slot(self, sequence: WorkerSequence, at: int) -> tuple[int, int]:
+        return sequence.table[at // self.block_size], at % self.block_size
+
+
+@dataclass
+class Delivered:
+    """What the client of one answer has seen."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_token: int | None = None
+
+
+@dataclass
+class PlanOut:
+    """A plan in flight; the worker may or may not have run it yet."""
+
+    plan: IterationPlan
+    result: IterationResult | None = None
+
+
+class World:
+    """Core, a worker, and clients that check what they get. Every action is followed by every check."""
+
+    def __init__(self, config: SchedulerConfig, record: list[bytes] | None = None) -> None:
+        self.config = config
+        self.scheduler = (plain := Core(config)).scheduler
+        self.journal = plain.journal
+        self.core = plain if record is None else Recorder(plain, b"key", record.append)
+        self.worker = PrefixWorker(config.block_size)
+        self.now = 0.0
+        self.in_flight: deque[PlanOut] = deque()
+        self.stale: list[IterationResult] = []
+        self.requests: dict[str, Request] = {}
+        self.delivered: dict[tuple[str, int], Delivered] = {}
+        self.first_tokens: list[str] = []
+
+    # ---- inputs
+
+    def add(self, request: Request) -> None:
+        self.core.add(request, self._tick())
+        self.requests[request.request_id] = request
+        for index in range(request.params.n):
+            resumed = list(unpack_tokens(request.resumed[index])) if request.resumed else []
+            delivered = Delivered(resumed)
+            answer, reason = expected_answer(request, index)
+            if request.resumed and answer == resumed:
+                delivered.finish_reason = reason
+            self.delivered[request.request_id, index] = delivered
+        self.check()
+
+    def abort(
+        self, request_id: str, index: int | None = None, cause: FinishReason = FinishReason.ABORT
+    ) -> list[Progress]:
+        progress = self.core.abort(request_id, self._tick(), index, cause)
+        self._deliver(progress)
+        self.check()
+        return progress
+
+    def advance(self) -> Decision:
+        before = self.scheduler.num_in_flight
+        decision = self.core.advance(self._tick())
+        if isinstance(decision, Submit):
+            self._check_plan(decision.plan)
+            self.in_flight.append(PlanOut(decision.plan))
+        elif isinstance(decision, Collect):
+            assert before > 0
+        else:
+            assert not self.scheduler.groups(), "there is work and nothing in flight, yet core is idle"
+        self.check()
+        return decision
+
+    def run_next(self, failing: frozenset[int] = frozenset()) -> None:
+        """The worker runs the oldest plan that it hasn't run."""
+        for out in self.in_flight:
+            if out.result is None:
+                out.result = self.worker.run(out.plan, failing)
+                return
+
+    def collect(self) -> list[Progress]:
+        """The oldest result comes in."""
+        if self.in_flight[0].result is None:
+            self.run_next()
+        out = self.in_flight.popleft()
+        assert out.result is not None
+        progress = self.core.update(out.result, self._tick())
+        self._deliver(progress)
+        self.check()
+        return progress
+
+    def new_epoch(self, *, kv_lost: bool, half_done: int = 0) -> None:
+        """Plans in flight are abandoned; the worker had begun `half_done` units of the first one that it hasn't run."""
+        self._run_partly(half_done)
+        self.stale += [out.result for out in self.in_flight if out.result is not None]
+        self.in_flight.clear()
+        if kv_lost:
+            self.worker.lose_memory()
+        self.core.new_epoch(self._tick(), kv_lost=kv_lost)
+        self.check()
+
+    def deliver_stale(self) -> None:
+        """A result of an older epoch comes in late."""
+        if self.stale:
+            assert self.core.update(self.stale.pop(), self._tick()) == []
+            self.check()
+
+    # ---- loops
+
+    def step(self) -> Decision:
+        """Submit if core can, else collect."""
+        decision = self.advance()
+        if isinstance(decision, Collect):
+            self.collect()
+        return decision
+
+    def drain(self, limit: int = 20_000) -> None:
+        """Run until nothing is left, then check that nothing is left."""
+        for _ in range(limit):
+            if not self.scheduler.groups() and not self.in_flight:
+                break
+            self.step()
+        else:
+            raise AssertionError("no end in sight")
+        self._check_quiescence()
+
+    # ---- checks
+
+    def check(self) -> None:
+        self.scheduler.check()
+        pool = self.scheduler.pool
+        limbo_is_explained = pool.num_limbo == 0 or self.in_flight
+        assert limbo_is_explained, "blocks wait for a plan, and none is in flight"
+        if self.config.admission == "reserve":
+            assert not any(group.num_preemptions for group in self.scheduler.groups())
+
+    def _check_plan(self, plan: IterationPlan) -> None:
+        config = self.config
+        assert plan.epoch == self.scheduler.epoch
+        assert plan.work
+        assert plan.num_tokens <= config.max_batch_tokens, "the token budget is exceeded"
+        assert len(plan.work) <= config.max_batch_size
+        ids = [work.seq_id for work in plan.work]
+        assert len(set(ids)) == len(ids), "a sequence is twice in one plan"
+        for seq_id in ids:
+            others = sum(any(work.seq_id == seq_id for work in out.plan.work) for out in self.in_flight)
+            assert others <= config.lookahead, "plans in flight share a sequence"
+        sequences = {s.seq_id: s for group in self.scheduler.groups() for s in group.sequences}
+        for work in plan.work:
+            self._check_writable(sequences[work.seq_id], work)
+        copiers = [copy.target for copy in plan.copies]
+        assert len(set(copiers)) == len(copiers) <= len(plan.work), "more than one copy a sequence"
+
+    def _check_writable(self, sequence: Sequence, work: Work) -> None:
+        size = self.config.block_size
+        end = work.start + work.num_tokens
+        blocks = sequence.table.blocks
+        assert len(blocks) * size >= end, "the block table is too short"
+        # An abandoned look-ahead may have left a block for one token that was lost.
+        assert len(blocks) <= -(-(sequence.num_tokens + 1) // size), "a block past the tokens"
+        for block in blocks[work.start // size : -(-end // size)]:
+            assert self.scheduler.pool.references(block) == 1, "a shared block is written"
+
+    def _deliver(self, progress: list[Progress]) -> None:
+        for part in progress:
+            seen = self.delivered[part.request_id, part.index]
+            request = self.requests[part.request_id]
+            assert seen.finish_reason is None, "something came after the end"
+            if part.tokens and part.request_id not in self.first_tokens:
+                self.first_tokens.append(part.request_id)
+            seen.tokens += part.tokens
+            seen.logprobs += part.logprobs
+            seen.prompt_logprobs += part.prompt_logprobs
+            seen.finish_reason = part.finish_reason
+            seen.stop_token = part.stop_token
+            self._check_answer(request, part, seen)
+
+    def _check_answer(self, request: Request, part: Progress, seen: Delivered) -> None:
+        answer, reason = expected_answer(request, part.index)
+        assert seen.tokens == answer[: len(seen.tokens)], "a token was lost, repeated or crossed"
+        at = [line.logprob for line in seen.prompt_logprobs]
+        assert at == [float(position) for position in range(1, len(at) + 1)], "prompt logprobs out of order"
+        resumed = len(request.resumed[part.index]) // 4 if request.resumed else 0
+        if request.params.logprobs is not None:
+            first = request.num_prompt_tokens + resumed
+            assert [line.logprob for line in seen.logprobs] == [first + i for i in range(len(seen.tokens) - resumed)]
+        if part.finish_reason in (FinishReason.STOP, FinishReason.LENGTH) and not self._ended_outside(part):
+            assert (seen.tokens, part.finish_reason) == (answer, reason)
+            assert part.stop_token == (answer[-1] if reason is FinishReason.STOP else None)
+            wanted = request.params.prompt_logprobs is not None and part.index == 0 and not request.resumed
+            assert len(at) == (request.num_prompt_tokens - 1 if wanted else 0)
+
+    def _ended_outside(self, part: Progress) -> bool:
+        """A stop string, found outside core, ended it: `stop` without a token."""
+        return part.finish_reason is FinishReason.STOP and not part.tokens
+
+    def _check_quiescence(self) -> None:
+        scheduler = self.scheduler
+        assert all(seen.finish_reason is not None for seen in self.delivered.values()), "an answer never ended"
+        assert scheduler.pool.num_free == self.config.num_blocks, "blocks leaked"
+        assert not scheduler.waiting
+        assert not scheduler.running
+        assert scheduler.num_running == 0
+        assert getattr(scheduler._admission, "promised", 0) == 0, "a promise was not taken back"
+
+    def _run_partly(self, units: int) -> None:
+        """Some of a plan's copies and writes happen, then the worker is fenced."""
+        unrun = next((out for out in self.in_flight if out.result is None), None)
+        if unrun is None or units == 0:
+            return
+        self.worker.apply_state(unrun.plan)
+        for work in unrun.plan.work[: units - 1]:
+            self.worker.write(work)
+
+    def _tick(self) -> float:
+        self.now += 0.001
+        return self.now

@@ -1,0 +1,121 @@
+"""Thousands of random lives of a scheduler, every event followed by every check (DESIGN §4, RELIABILITY §5)."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from core_harness import EOS, VOCAB, World, expected_answer, make_request
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from orcinus.core.config import SchedulerConfig
+from orcinus.core.core import Collect
+from orcinus.core.request import FinishReason, Request, ServiceClass, pack_tokens
+from orcinus.errors import InvalidRequest
+
+
+def random_config(rng: random.Random) -> SchedulerConfig:
+    max_batch_size = rng.choice([1, 2, 3, 8])
+    return SchedulerConfig(
+        num_blocks=rng.choice([4, 6, 9, 14, 30, 200]),
+        block_size=rng.choice([1, 2, 4, 16]),
+        max_batch_tokens=max_batch_size + rng.choice([0, 1, 3, 10, 500]),
+        max_batch_size=max_batch_size,
+        num_stages=rng.choice([1, 1, 2, 4]),
+        lookahead=rng.choice([0, 1]),
+        admission=rng.choice(["reserve", "on_demand", "on_demand"]),
+    )
+
+
+def random_request(rng: random.Random, number: int, now: float) -> Request:
+    n = rng.choice([1, 1, 1, 2, 3, 4])
+    max_tokens = rng.choice([1, 2, 5, 12, 30])
+    request = make_request(
+        f"r{number}",
+        rng.choice([1, 1, 2, 3, 4, 5, 8, 9, 17, 33]),
+        max_tokens,
+        seed=rng.choice([number, rng.randrange(4)]),
+        arrived_at=now,
+        service_class=rng.choice(list(ServiceClass)) if rng.random() < 0.2 else ServiceClass.NORMAL,
+        eos=(EOS,),
+        n=n,
+        ignore_eos=rng.random() < 0.3,
+        min_tokens=rng.choice([0, 0, 1, max_tokens]),
+        stop_token_ids=[rng.randrange(VOCAB), EOS] if rng.random() < 0.3 else None,
+        logprobs=0 if rng.random() < 0.3 else None,
+        prompt_logprobs=0 if rng.random() < 0.3 else None,
+    )
+    return resume_midway(rng, request) if rng.random() < 0.2 else request
+
+
+def resume_midway(rng: random.Random, request: Request) -> Request:
+    """The same request as a front end re-submits it: some of each answer is there, perhaps all of one."""
+    answers = [expected_answer(request, index)[0] for index in range(request.params.n)]
+    kept = [answer[: rng.randint(0, len(answer))] for answer in answers]
+    if kept == answers:
+        kept[-1] = kept[-1][:-1]
+    return make_resumed(request, kept)
+
+
+def make_resumed(request: Request, kept: list[list[int]]) -> Request:
+    return Request(
+        request_id=request.request_id,
+        prompt=request.prompt,
+        params=request.params,
+        eos_token_ids=request.eos_token_ids,
+        arrived_at=request.arrived_at,
+        service_class=request.service_class,
+        resumed=tuple(pack_tokens(line) for line in kept),
+    )
+
+
+def random_event(world: World, rng: random.Random, number: int) -> None:
+    roll = rng.random()
+    if roll < 0.12:
+        try:
+            world.add(random_request(rng, number, world.now))
+        except InvalidRequest as error:
+            assert error.code == "context_length_exceeded"
+    elif roll < 0.16 and world.requests:
+        request_id = rng.choice(list(world.requests))
+        index = rng.choice([None, 0, 1, 2])
+        world.abort(request_id, index, rng.choice([FinishReason.ABORT, FinishReason.STOP]))
+    elif roll < 0.18:
+        world.new_epoch(kv_lost=rng.random() < 0.4, half_done=rng.randint(0, 4))
+    elif roll < 0.20:
+        world.deliver_stale()
+    elif roll < 0.35:
+        world.run_next(random_failures(world, rng))
+    elif roll < 0.6 and world.in_flight:
+        world.collect()
+    else:
+        world.advance()
+
+
+def random_failures(world: World, rng: random.Random) -> frozenset[int]:
+    """Now and then a row of the next plan to run holds NaN."""
+    unrun = next((out.plan for out in world.in_flight if out.result is None), None)
+    if unrun is None or rng.random() > 0.05:
+        return frozenset()
+    return frozenset([rng.choice(unrun.work).seq_id])
+
+
+def live_a_life(seed: int, events: int = 120, record: list[bytes] | None = None) -> World:
+    rng = random.Random(seed)
+    world = World(random_config(rng), record)
+    for number in range(events):
+        random_event(world, rng, number)
+    world.drain()
+    return world
+
+
+@pytest.mark.parametrize("first", range(0, 300, 50))
+def test_random_lives_break_no_invariant(first):
+    for seed in range(first, first + 50):
+        try:
+            live_a_life(seed)
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
