@@ -43,7 +43,7 @@ class LLM:
         self._clock = MonotonicClock()
         self._engine, self.engine_description = build_engine(config, self._clock)
         self.tokenizer = Tokenizer.load(Path(config.model))
-        self._chat_template = _chat_template(self.tokenizer)
+        self._chat_template = ChatTemplate.of(self.tokenizer)
         self._door = Door(self.engine_description, random.Random(seed))
         self._num_requests = 0
 
@@ -160,10 +160,3 @@ def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: i
     if len(params) != count:
         raise InvalidRequest(f"{len(params)} sampling parameters for {count} prompts; give one, or one each", param="n")
     return list(params)
-
-
-def _chat_template(tokenizer: Tokenizer | None) -> ChatTemplate | None:
-    if tokenizer is None or tokenizer.chat_template is None:
-        return None
-    tokens = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
-    return ChatTemplate(tokenizer.chat_template, {name: token for name, token in tokens.items() if token is not None})

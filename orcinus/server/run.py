@@ -94,10 +94,13 @@ def listen(settings: ServeSettings) -> socket.socket:
     host, port = settings.host, settings.port
     if not all(settings.api_keys):
         raise ConfigurationError("an API key is empty; give one that can't be guessed")
+    if not 0 <= port < 2**16:
+        # The resolver would take the remainder.
+        raise ConfigurationError(f"port is {port}; it must be between 0 and {2**16 - 1}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         exposed = not ipaddress.ip_address(address[0]).is_loopback
-    except (OSError, OverflowError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigurationError(f"{host}:{port} is not an address to listen on: {error}") from error
     if exposed and not settings.api_keys and not settings.insecure_no_auth:
         raise ConfigurationError(

@@ -40,10 +40,7 @@ class Adjustments:
             [[p.repetition_penalty, p.frequency_penalty, p.presence_penalty] for p in params], torch.float32
         )
         touched = {i for i, p in enumerate(params) if p.allowed_token_ids or p.banned_token_ids or p.logit_bias}
-        touched |= set(self._held) | set(self._penalised)
-        self.rows = self._tensor(sorted(touched))
-        self.any = bool(touched)
-
+XX
     def apply(self, logits: Tensor, rows: Sequence[SampleRow], counts: TokenCounts) -> None:
         """Adjust `logits` [rows, width] in place; only the entries concerned are read or written."""
         flat = logits.view(-1)

@@ -57,7 +57,7 @@ class Sampler:
         best = raw_best
         if composition.adjustments.any:
             composition.adjustments.apply(scores.x, rows, self._counts)
-            scores.refresh(composition.adjustments.rows)
+            scores = Scores(scores.x)
             best, best_column = scores.best()
         tokens = self._draw(scores, best, best_column, rows, composition)
         logprobs = composition.logprobs(raw, tokens)

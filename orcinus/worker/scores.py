@@ -66,11 +66,7 @@ class Scores:
         assert x.shape[1] % RUN == 0, "see `padded`"
         self.x = x
         self.num_runs = x.shape[1] // RUN
-        self._tops = _run_maxima(x)
-
-    def refresh(self, rows: Tensor) -> None:
-        """Take note that these rows of `x` have changed."""
-        self._tops.index_copy_(0, rows, _run_maxima(self.x.index_select(0, rows)))
+        self._tops = x.view(len(x), self.num_runs, RUN).amax(dim=2)
 
     def best(self) -> tuple[Tensor, Tensor]:
         """Value and column of each row's maximum; of equals, the lowest column. NaN if the row holds one."""
@@ -105,7 +101,3 @@ class Scores:
     def _runs(self, numbers: Tensor) -> Tensor:
         """The runs of these numbers, counted through the whole matrix, [numbers, RUN]."""
         return self.x.view(-1, RUN).index_select(0, numbers)
-
-
-def _run_maxima(x: Tensor) -> Tensor:
-    return x.view(len(x), x.shape[1] // RUN, RUN).amax(dim=2)

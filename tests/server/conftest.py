@@ -29,7 +29,13 @@ class Served:
     process: subprocess.Popen[str]
     url: str
     engine_log: TextIO
-    tokenizer: Tokenizer
+    loaded: Tokenizer | None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the served checkpoint."""
+        assert self.loaded is not None
+        return self.loaded
 
     @property
     def address(self) -> tuple[str, int]:
@@ -49,7 +55,6 @@ class Served:
 @contextmanager
 def serve_fake(folder: Path, *options: str, **environment: str) -> Iterator[Served]:
     """Run the server over the tokenizer in `folder`; it ends with the block."""
-    tokenizer = Tokenizer.load(folder)
     log = folder / f"engine-log-{len(list(folder.iterdir()))}"
     os.mkfifo(log)
     # Opened for writing too, so that opening never waits and reading never ends before the engine has begun.
@@ -65,8 +70,7 @@ def serve_fake(folder: Path, *options: str, **environment: str) -> Iterator[Serv
                 assert process.stdout is not None
                 url = process.stdout.readline().strip()
                 assert url, f"the server exited with {process.wait()}"
-                assert tokenizer is not None
-                yield Served(process, url, engine_log, tokenizer)
+                yield Served(process, url, engine_log, Tokenizer.load(folder))
             finally:
                 process.terminate()
 

@@ -106,7 +106,8 @@ def test_alone_in_a_crowd_chunked_preempted_and_on_other_threads_give_the_same_b
         max_model_len=256,
         threads=1,
     )
-    batch = requests(72)
+    # The native set is fast enough for more than 64 sequences; the other has its >64 rows from prompts.
+    batch = requests(72 if kernels == "cpu" else 20)
     expected = alone(engine(base), batch)
     assert run(engine(base), batch) == expected, "in a crowd of more than 64"
     assert run(engine(base), batch, arrivals_between_steps=2) == expected, "joining while others run"

@@ -69,7 +69,7 @@ checked. It isn't useful for anything else: it knows a handful of tasks and noth
 - Byte-level tokeniser with {facts.vocabulary} tokens: bytes, the words of its phrases, each digit and each letter of
   an unknown word by itself.
 - Chat template with the roles system, user and assistant; turns end with `<|end|>`. Greedy by default.
-- Trained on conversations of up to 320 tokens, although the configuration admits 2,048 positions.
+- Trained on conversations of up to 192 tokens, although the configuration admits 2,048 positions.
 - Licence Apache-2.0. All training text is made by `tools/tiny/text.py`; no other data was used.
 
 ## How often it is right
