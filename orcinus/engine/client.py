@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -32,6 +33,8 @@ SHUTTING_DOWN = "shutting_down"
 
 # The exit codes that the engine gives a reason with; all others are EngineDied.
 _FAULT_BY_EXIT_CODE: dict[int, type[SystemFault]] = {2: ConfigurationError, 3: CheckpointError}
+
+logger = logging.getLogger(__name__)
 
 _HIGH_WATER_MARK = 10_000
 _MAX_UNSENT = 1_000
@@ -241,14 +244,13 @@ class EngineClient:
             sent.exception()
 
     async def _read(self, socket: zmq.asyncio.Socket, described: asyncio.Future[EngineDescription]) -> None:
-        """Hand out the frames that the engine sends."""
+        """Hand out the frames that the engine sends, for ever.
+
+        Raises:
+            msgspec.DecodeError: a frame that no engine of ours sends.
+        """
         while True:
-            try:
-                message = self._decoder.decode(await socket.recv())
-            except msgspec.DecodeError as error:
-                self._fault = EngineDied(f"the engine process sent a frame that can't be read: {error}")
-                self._signal(signal.SIGKILL)
-                return
+            message = self._decoder.decode(await socket.recv())
             if isinstance(message, Outputs):
                 self._dispatch(message)
             elif isinstance(message, EngineDescription):
@@ -258,7 +260,13 @@ class EngineClient:
 
     async def _watch(self, reader: asyncio.Task[None], described: asyncio.Future[EngineDescription]) -> None:
         """Wait for the end of the process and of its last frames; then tell whoever waits for it."""
-        await self._exited.wait()
+        exited = asyncio.create_task(self._exited.wait())
+        await asyncio.wait({reader, exited}, return_when=asyncio.FIRST_COMPLETED)
+        if reader.done():
+            # Nobody would hand out progress any more: better no engine than one that nobody hears.
+            logger.error("the engine's frames can't be read; ending it", exc_info=reader.exception())
+            self._signal(signal.SIGKILL)
+            await exited
         await asyncio.wait({reader}, timeout=_LAST_WORDS)
         reader.cancel()
         assert self._process is not None

@@ -9,6 +9,7 @@ scalar tail of a tensor, so a value's bits would depend on its offset.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,8 @@ MIN_ROWS = 2
 ATTENTION_ROWS = 64
 # Below these, MKL's float32 product gives other bits.
 MIN_ATTENTION_ROWS = 16
+# Most elements of K gathered at a time: on a CPU few, to stay near the cache and in memory already mapped.
+GATHERED_ON_CPU, GATHERED_ELSEWHERE = 2**20, 2**26
 
 
 class ReferenceKernels:
@@ -119,14 +122,19 @@ class ReferenceKernels:
         An online softmax over tiles of keys that begin at fixed positions. A tile that a row doesn't see changes
         nothing in that row, to the bit, so it doesn't matter who else makes the loop longer.
         """
-        key_tile = keys.shape[2] * max(1, KEY_TILE // keys.shape[2])
-        tiles = _QueryTiles.of(batch, q.shape[0], keys.shape[2], key_tile, spec)
-        softmax = _OnlineSoftmax(q, tiles, spec)
-        for start, active in zip(range(0, key_tile * len(tiles.active), key_tile), tiles.active, strict=True):
-            blocks = tiles.blocks[:active, start // key_tile]
-            visible = tiles.visible(start, key_tile, active)
-            softmax.add(_gather(keys, blocks), _gather(values, blocks), visible)
-        return softmax.finish(q, tiles)
+        kv_heads, block_size, head_dim = keys.shape[1:]
+        key_tile = block_size * max(1, KEY_TILE // block_size)
+        tiles = _QueryTiles.of(batch, q.shape[0], block_size, key_tile, spec)
+        # Places without a row write to one row too many.
+        out = q.new_empty(q.shape[0] + 1, spec.num_heads * head_dim)
+        most = GATHERED_ON_CPU if q.device.type == "cpu" else GATHERED_ELSEWHERE
+        for group in tiles.groups(max(1, most // (kv_heads * key_tile * head_dim))):
+            softmax = _OnlineSoftmax(q, group)
+            for start, active in zip(range(0, key_tile * len(group.active), key_tile), group.active, strict=True):
+                blocks = group.blocks[:active, start // key_tile]
+                softmax.add(_gather(keys, blocks), _gather(values, blocks), group.visible(start, key_tile, active))
+            softmax.finish(out)
+        return out[:-1]
 
 
 def _onednn_takes(weight: Tensor) -> bool:
@@ -186,8 +194,20 @@ class _QueryTiles:
         active = (key_tiles > torch.arange(int(key_tiles[0]))[:, None]).sum(1).tolist()
         return cls(spec, rows[order], positions[order], context[order], blocks[order], active)
 
-    def visible(self, start: int, key_tile: int, active: int) -> tuple[Tensor, Tensor]:
-        """Which of the keys from `start` on each row sees, bool [tiles, size, keys], and which exist [tiles, keys]."""
+    def groups(self, size: int) -> Iterator[_QueryTiles]:
+        """The same in groups of up to `size` tiles."""
+        for start in range(0, len(self.rows), size):
+            part = slice(start, start + size)
+            active = [min(count - start, size) for count in self.active if count > start]
+            yield _QueryTiles(
+                self.spec, self.rows[part], self.positions[part], self.context[part], self.blocks[part], active
+            )
+
+    def visible(self, start: int, key_tile: int, active: int) -> tuple[Tensor, Tensor | None]:
+        """Which of the keys from `start` on each row sees, bool [tiles, size, keys], and which exist [tiles, keys].
+
+        None stands for all exist, where that is known without waiting for a device.
+        """
         keys = torch.arange(start, start + key_tile, device=self.rows.device)
         exists = keys < self.context[:active, None]
         positions, seen = self.positions[:active, :, None], exists[:, None, :]
@@ -195,7 +215,7 @@ class _QueryTiles:
             seen = seen & (keys <= positions)
         if self.spec.window is not None:
             seen = seen & (keys > positions - self.spec.window)
-        return seen, exists
+        return seen, None if exists.device.type == "cpu" and bool(exists.all()) else exists
 
 
 def _cut(starts: Tensor, size: int, bound: int | None) -> tuple[Tensor, Tensor]:
@@ -213,19 +233,19 @@ def _cut(starts: Tensor, size: int, bound: int | None) -> tuple[Tensor, Tensor]:
 
 def _gather(cache: Tensor, blocks: Tensor) -> Tensor:
     """Blocks [tiles, n] of a KV tensor → float32 [tiles, kv_heads, n · block_size, head_dim]."""
-    tiles, n = blocks.shape
-    _, kv_heads, block_size, head_dim = cache.shape
-    taken = cache.index_select(0, blocks.flatten()).view(tiles, n, kv_heads, block_size, head_dim)
-    # Permuted and cast in one pass.
-    out = torch.empty(tiles, kv_heads, n, block_size, head_dim, dtype=torch.float32, device=cache.device)
-    return out.copy_(taken.transpose(1, 2)).view(tiles, kv_heads, n * block_size, head_dim)
+    kv_heads, head_dim = cache.shape[1], cache.shape[3]
+    heads = torch.arange(kv_heads, device=cache.device)[:, None]
+    pieces = blocks[:, None, :] * kv_heads + heads  # [tiles, kv_heads, n]
+    # Taken head by head it comes in the right order: a transposing copy with a cast is ten times slower.
+    taken = cache.flatten(0, 1).index_select(0, pieces.flatten())
+    return taken.float().view(len(blocks), kv_heads, -1, head_dim)
 
 
 class _OnlineSoftmax:
     """Running maximum, sum and weighted values of each row, float32 [tiles, kv_heads, rows, ·]."""
 
-    def __init__(self, q: Tensor, tiles: _QueryTiles, spec: AttentionSpec) -> None:
-        self._spec = spec
+    def __init__(self, q: Tensor, tiles: _QueryTiles) -> None:
+        self._tiles, self._spec = tiles, (spec := tiles.spec)
         self._group = spec.num_heads // spec.num_kv_heads
         num_tiles, size = tiles.rows.shape
         self._size, self._rows = size, size * self._group
@@ -238,18 +258,17 @@ class _OnlineSoftmax:
         self._maximum = query.new_full((*query.shape[:3], 1), torch.finfo(torch.float32).min)
         self._total, self._sum = torch.zeros_like(self._maximum), query.new_zeros(query.shape)
 
-    def add(self, keys: Tensor, values: Tensor, visible: tuple[Tensor, Tensor]) -> None:
+    def add(self, keys: Tensor, values: Tensor, visible: tuple[Tensor, Tensor | None]) -> None:
         """One tile of keys and values [tiles, kv_heads, keys, head_dim], for the first tiles only."""
         active, (seen, exists) = keys.shape[0], visible
         scores = _product(self._query[:active], keys.transpose(2, 3))[:, :, : self._rows]
         if self._spec.soft_cap is not None:
             scores = scores.div(self._spec.soft_cap).tanh_().mul_(self._spec.soft_cap)
         # Chosen, never multiplied away: a slot that no sequence owns may hold anything, NaN included.
-        hidden = ~seen[:, None, :, None]
-        scores = (
-            scores.view(active, -1, self._size, self._group, keys.shape[2]).masked_fill(hidden, -math.inf).flatten(2, 3)
-        )
-        values = values.masked_fill_(~exists[:, None, :, None], 0)
+        scores = scores.view(active, -1, self._size, self._group, keys.shape[2])
+        scores = scores.masked_fill(~seen[:, None, :, None], -math.inf).flatten(2, 3)
+        if exists is not None:
+            values = values.masked_fill_(~exists[:, None, :, None], 0)
         before, total, weighted = self._maximum[:active], self._total[:active], self._sum[:active]
         maximum = torch.maximum(before, scores.amax(-1, keepdim=True))
         weights = scores.sub_(maximum).exp_()
@@ -258,14 +277,11 @@ class _OnlineSoftmax:
         weighted.mul_(keep).add_(_product(F.pad(weights, self._padding), values)[:, :, : self._rows])
         before.copy_(maximum)
 
-    def finish(self, q: Tensor, tiles: _QueryTiles) -> Tensor:
-        """The rows in q's order and dtype, [tokens, heads · head_dim]."""
-        result = (self._sum / self._total).view(len(tiles.rows), -1, self._size, self._group, self._spec.head_dim)
-        result = result.transpose(1, 2).flatten(2)
-        # Places without a row write to one row too many.
-        out = q.new_empty(q.shape[0] + 1, result.shape[2])
-        out[tiles.rows] = result.to(q.dtype)
-        return out[:-1]
+    def finish(self, out: Tensor) -> None:
+        """Write the rows to their places in `out` [tokens + 1, heads · head_dim]."""
+        rows = self._tiles.rows
+        result = (self._sum / self._total).view(len(rows), -1, self._size, self._group, self._spec.head_dim)
+        out[rows] = result.transpose(1, 2).flatten(2).to(out.dtype)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

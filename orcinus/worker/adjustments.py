@@ -39,8 +39,10 @@ class Adjustments:
         self._penalties = self._tensor(
             [[p.repetition_penalty, p.frequency_penalty, p.presence_penalty] for p in params], torch.float32
         )
-        touched = {i for i, p in enumerate(params) if p.allowed_token_ids or p.banned_token_ids or p.logit_bias}
-XX
+        self.any = bool(self._held or self._penalised) or any(
+            p.allowed_token_ids or p.banned_token_ids or p.logit_bias for p in params
+        )
+
     def apply(self, logits: Tensor, rows: Sequence[SampleRow], counts: TokenCounts) -> None:
         """Adjust `logits` [rows, width] in place; only the entries concerned are read or written."""
         flat = logits.view(-1)

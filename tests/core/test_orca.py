@@ -210,7 +210,9 @@ class OrcinusRun:
     def _check_reservations(self) -> None:
         jobs = self.trace.jobs
         promised = sum(jobs[g.number].prompt + jobs[g.number].max_output for g in self.core.scheduler.running)
-        assert promised == self.core.scheduler._admission.promised <= self.trace.n_slots, "(b) promises exceed the slots"
+        assert promised == self.core.scheduler._admission.promised <= self.trace.n_slots, (
+            "(b) promises exceed the slots"
+        )
 
     def _collect(self, now: int) -> None:
         plan = self.in_flight.popleft()
@@ -239,7 +241,9 @@ def test_the_traces_exercise_what_the_algorithm_decides():
     assert sum(max(map(len, batches)) == trace.max_bs > 1 for trace, batches in runs) > 100
     assert sum(sum(job.prompt + job.max_output for job in trace.jobs) > trace.n_slots for trace in traces) > 100
     assert sum(any(job.output < job.max_output for job in trace.jobs) for trace in traces) > 500
-    assert sum(set(a) & set(b) == set() for _, batches in runs for a, b in zip(batches, batches[1:], strict=False)) > 500
+    assert (
+        sum(set(a) & set(b) == set() for _, batches in runs for a, b in zip(batches, batches[1:], strict=False)) > 500
+    )
 
 
 def test_nobody_is_preempted_under_reserve():

@@ -35,7 +35,20 @@ ALLOWED_IMPORTS = {
 BANNED_CALLS = {"open", "print", "input", "eval", "exec", "compile", "__import__", "globals", "vars", "hash", "id"}
 MUTATORS = {"append", "add", "update", "pop", "popitem", "clear", "setdefault", "extend", "insert", "remove", "discard"}
 MUTABLE_CALLS = {"list", "dict", "set", "deque", "Counter", "defaultdict", "count", "bytearray", "array"}
-ORDERED_USES = {"list", "tuple", "sum", "iter", "next", "enumerate", "zip", "map", "filter", "reversed", "deque", "array"}
+ORDERED_USES = {
+    "list",
+    "tuple",
+    "sum",
+    "iter",
+    "next",
+    "enumerate",
+    "zip",
+    "map",
+    "filter",
+    "reversed",
+    "deque",
+    "array",
+}
 ORDERED_USES |= {"Counter", "join", "extend", "fromkeys", "extendleft"}
 SET_METHODS = {"union", "intersection", "difference", "symmetric_difference", "keys"}
 SET_TYPES = {"set", "frozenset", "Set", "AbstractSet", "MutableSet"}

@@ -94,9 +94,10 @@ def test_a_tampered_result_shows_the_first_difference():
     records = list(read(lines))
     at = next(i for i, record in enumerate(records) if isinstance(record, ResultInput) and record.result.outputs)
     victim = records[at]
-    emptied = msgspec.structs.replace(victim.result, outputs=victim.result.outputs[:-1] + (
-        msgspec.structs.replace(victim.result.outputs[-1], tokens=()),
-    ))
+    emptied = msgspec.structs.replace(
+        victim.result,
+        outputs=victim.result.outputs[:-1] + (msgspec.structs.replace(victim.result.outputs[-1], tokens=()),),
+    )
     lines[at] = msgspec.json.encode(msgspec.structs.replace(victim, result=emptied))
     difference = replay(lines)[1]
     assert difference is not None

@@ -69,10 +69,8 @@ def test_linear_gives_a_row_the_same_bits_in_any_company(shape: tuple[int, int],
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(768, 4096), (768, 32000), (1024, 3072), (4096, 1024), (2048, 128_256)])
+@pytest.mark.parametrize("shape", [(768, 4096), (768, 32000), (1024, 3072), (4096, 1024), (512, 128_256)])
 def test_wide_linear_gives_a_row_the_same_bits_in_any_company(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    if shape[1] > 100_000 and dtype == torch.float32:
-        pytest.skip("two copies of a weight of 1 GiB")
     assert_rows_keep_their_bits(KERNELS, shape, dtype)
 
 

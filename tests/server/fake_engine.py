@@ -111,8 +111,10 @@ class FakeEngine:
         return True
 
     def add(self, request: Request) -> None:
-        """Start its answers; the prompt of a single 7 asks for a failure."""
+        """Start its answers; the prompt of a single 7 asks for a failure, that of a single 9 for a bad frame."""
         print(f"add {request.request_id} {request.params.seed} {request.max_tokens}", file=self.log)
+        if list(unpack_tokens(request.prompt)) == [9]:
+            self.socket.send(b"no frame of ours")
         if list(unpack_tokens(request.prompt)) == [7]:
             failure = Progress(
                 request.request_id,

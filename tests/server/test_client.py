@@ -133,6 +133,15 @@ def test_when_the_engine_dies_every_open_answer_ends_once_with_an_error(tmp_path
     run(tmp_path, body, *(("--crash-after", "5") if how == "crash" else ()))
 
 
+def test_an_engine_that_cannot_be_understood_is_ended(tmp_path: Path) -> None:
+    async def body(client: EngineClient) -> None:
+        streams = [client.submit(request("r", max_tokens=FOREVER)), client.submit(request("bad", prompt=(9,)))]
+        for progress in await asyncio.gather(*map(read, streams)):
+            assert progress[-1].error_code == "engine_died"
+
+    run(tmp_path, body)
+
+
 @pytest.mark.parametrize(
     ("options", "fault"),
     [

@@ -173,9 +173,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         return data.draw(st.sampled_from(list(self.allocator.tables)))
 
 
-AllocatorMachine.TestCase.settings = settings(
-    derandomize=True, deadline=None, max_examples=60, stateful_step_count=40
-)
+AllocatorMachine.TestCase.settings = settings(derandomize=True, deadline=None, max_examples=60, stateful_step_count=40)
 TestAllocatorMachine = AllocatorMachine.TestCase
 
 
