@@ -1,17 +1,17 @@
 """Every error that Orcinus raises on purpose.
 
-    OrcinusError
-    ├── ClientError            the caller's fault: a 4xx that names the parameter
-    │   ├── InvalidRequest     a value that can't be served, whatever the load
-    │   └── Overloaded         nothing wrong with the request; try again after `retry_after`
-    ├── RequestFailed          this request's fault or misfortune: it ends alone
-    └── SystemFault            ours, or the machine's: loud, and the process says what to do
-        ├── ConfigurationError a flag, a file or a combination that can't be started
-        ├── CheckpointError    a checkpoint that is missing, damaged or unknown
-        ├── MemoryPlanError    the weights or the KV pool don't fit
-        ├── BatchVarianceError the kernels can't keep a request's bits apart from its company
-        ├── EngineDied         the engine process ended; its requests can be resumed
-        └── PlanError          a plan that contradicts the worker's state: a bug in core
+OrcinusError
+├── ClientError            the caller's fault: a 4xx that names the parameter
+│   ├── InvalidRequest     a value that can't be served, whatever the load
+│   └── Overloaded         nothing wrong with the request; try again after `retry_after`
+├── RequestFailed          this request's fault or misfortune: it ends alone
+└── SystemFault            ours, or the machine's: loud, and the process says what to do
+    ├── ConfigurationError a flag, a file or a combination that can't be started
+    ├── CheckpointError    a checkpoint that is missing, damaged or unknown
+    ├── MemoryPlanError    the weights or the KV pool don't fit
+    ├── BatchVarianceError the kernels can't keep a request's bits apart from its company
+    ├── EngineDied         the engine process ended; its requests can be resumed
+    └── PlanError          a plan that contradicts the worker's state: a bug in core
 """
 
 from __future__ import annotations
@@ -83,6 +83,6 @@ class PlanError(SystemFault):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ ` (did you mean 'x'?)` for the closest known name, or nothing if none is close."""
+    """` (did you mean 'x'?)` for the closest known name, or nothing if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -18,6 +18,7 @@ from orcinus.engine.door import Door
 from orcinus.errors import InvalidRequest
 from orcinus.outputs import RequestCollector, RequestOutput
 from orcinus.text.chat import ChatTemplate
+from orcinus.text.generation import GenerationDefaults
 from orcinus.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -44,6 +45,7 @@ class LLM:
         self._engine, self.engine_description = build_engine(config, self._clock)
         self.tokenizer = Tokenizer.load(Path(config.model))
         self._chat_template = ChatTemplate.of(self.tokenizer)
+        self._default_params = GenerationDefaults.load(Path(config.model)).params()
         self._door = Door(self.engine_description, random.Random(seed))
         self._num_requests = 0
 
@@ -58,7 +60,7 @@ class LLM:
 
         Args:
             prompts: a text, a list of token ids, or a list of either.
-            params: one for all, or one a prompt.
+            params: one for all, or one a prompt; without any, what the checkpoint recommends.
 
         Raises:
             InvalidRequest: a prompt or parameter that can't be served; nothing has run then.
@@ -67,7 +69,7 @@ class LLM:
         texts = _as_list(prompts)
         collectors: dict[str, RequestCollector] = {}
         requests = []
-        for prompt, own_params in zip(texts, _one_each(params, len(texts)), strict=True):
+        for prompt, own_params in zip(texts, self._one_each(params, len(texts)), strict=True):
             request = self._request(prompt, own_params)
             text = prompt if isinstance(prompt, str) else None
             collectors[request.request_id] = self._collector(request, text)
@@ -118,6 +120,15 @@ class LLM:
         self._num_requests += 1
         return self._door.admit(f"llm-{self._num_requests}", prompt, params, arrived_at=self._clock.now())
 
+    def _one_each(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+        if params is None or isinstance(params, SamplingParams):
+            return [params or self._default_params] * count
+        if len(params) != count:
+            raise InvalidRequest(
+                f"{len(params)} sampling parameters for {count} prompts; give one, or one each", param="params"
+            )
+        return list(params)
+
     def _collector(self, request: Request, text: str | None) -> RequestCollector:
         def end(index: int) -> None:
             self._engine.abort(request.request_id, index, FinishReason.STOP)
@@ -152,11 +163,3 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
         return [cast("Prompt", prompts)]
     return list(cast("Sequence[Prompt]", prompts))
-
-
-def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
-    if len(params) != count:
-        raise InvalidRequest(f"{len(params)} sampling parameters for {count} prompts; give one, or one each", param="n")
-    return list(params)

@@ -133,7 +133,10 @@ class RequestCollector:
         if output.finish_reason is None and progress.finish_reason is not None:
             output.finish_reason = progress.finish_reason.value
             output.stop_reason = progress.stop_token
-            output.text += "" if stream is None else stream.finish()
+            if stream is not None:
+                output.text += stream.finish()
+                # The last characters held back may have completed a stop string.
+                output.finish_reason = FinishReason.STOP.value if stream.stopped else output.finish_reason
 
     def _take_logprobs(
         self, output: CompletionOutput, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from enum import IntEnum, StrEnum
-from math import isfinite
 
 import msgspec
 
@@ -102,7 +101,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:
             value = getattr(self, name)
-            if value is not None and not (isfinite(value) and low <= value <= high):
+            if value is not None and not low <= value <= high:
                 raise InvalidRequest(f"{name} is {value}, which is not between {low} and {high}", param=name)
         if self.top_p == 0:
             raise InvalidRequest("top_p is 0, which keeps no token; use a value in (0, 1]", param="top_p")

@@ -25,7 +25,7 @@ from orcinus.kernels.check import check_batch_invariance
 from orcinus.kernels.select import select_kernels
 from orcinus.models.config import ModelConfig, load_config
 from orcinus.models.decoder import Decoder
-from orcinus.models.generation import load_generation_defaults
+from orcinus.models.generation import load_eos_token_ids
 from orcinus.models.loader import resolve_dtype
 from orcinus.worker.kv import KVCache, KVShape
 from orcinus.worker.memory import GIB, MemoryPlan, free_memory, make_memory_plan, work_area_bytes
@@ -201,7 +201,7 @@ def _describe(
         fingerprint=f"{decoder.weights_revision[:16]}/{dtype_name}/kv-{dtype_name}/{kernels.name}/tp1-ep1/eager",
         weights_revision=decoder.weights_revision,
         vocab_size=decoder.config.vocab_size,
-        eos_token_ids=load_generation_defaults(Path(config.model)).eos_token_ids,
+        eos_token_ids=load_eos_token_ids(Path(config.model)),
         max_sequence_tokens=plan.max_sequence_tokens,
         max_request_tokens=plan.num_blocks * plan.block_size,
         max_batch_size=config.max_batch_size,

@@ -70,6 +70,10 @@ class KernelSet(Protocol):
         """[tokens, in] → [tokens, out], in x's dtype."""
         ...
 
+    def linear_float32(self, x: Tensor, packed: PackedLinear) -> Tensor:
+        """[tokens, in] → float32 [tokens, out]: for the vocabulary, where rounding would make ties."""
+        ...
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """RMS norm over the last axis, computed in float32, in x's dtype. Any leading shape."""
         ...

@@ -65,6 +65,10 @@ class ReferenceKernels:
             out[start : start + self._row_tile] = self._tile(x[start : start + self._row_tile], packed)
         return out
 
+    def linear_float32(self, x: Tensor, packed: PackedLinear) -> Tensor:
+        """[tokens, in] → float32 [tokens, out]; the library rounds to x's dtype before."""
+        return self.linear(x, packed).float()
+
     def _tile(self, x: Tensor, packed: PackedLinear) -> Tensor:
         """One product of at most `row_tile` rows, padded up to where the library's bits agree."""
         rows = x.shape[0]

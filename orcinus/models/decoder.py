@@ -128,7 +128,7 @@ class Decoder:
             x = layer(x, batch, layer_kv)
         if not len(rows):
             return x.new_empty((0, self.config.vocab_size), dtype=torch.float32)
-        return self.kernels.linear(body.final_norm(x[rows]), body.head).float()
+        return self.kernels.linear_float32(body.final_norm(x[rows]), body.head)
 
     def linear_shapes(self) -> list[tuple[int, int]]:
         """The distinct (in, out) of all products, smallest first."""

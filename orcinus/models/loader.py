@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -18,6 +18,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 # By the format's rule; a larger header means a damaged length.
 MAX_HEADER_BYTES = 100_000_000
+# Of each tensor, for the revision.
+SAMPLE_BYTES = 256
 _SERVED_DTYPES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _REQUESTED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -52,9 +54,10 @@ def resolve_dtype(requested: str, config: ModelConfig, device: torch.device) -> 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a tensor lies, and its shape."""
+    """Where a tensor lies, and its shape. `offset` counts from the file's first byte."""
 
     file: Path
+    offset: int
     shape: tuple[int, ...]
     num_bytes: int
 
@@ -64,8 +67,8 @@ class Checkpoint:
     """The tensors of a folder, by name, all headers checked and no weight read yet.
 
     Args:
-        revision: hash of config.json, of every file's header and size. Cheap, so not of the weights' bytes: it tells
-            checkpoints apart whose tensors differ in names, shapes or types, or whose configuration does.
+        revision: hash of config.json, and of every file's size, header and first bytes of each tensor. Cheap, so not
+            of all bytes: it tells checkpoints apart, a fine-tune from its base too, but is no proof of integrity.
     """
 
     folder: Path
@@ -83,8 +86,11 @@ class Checkpoint:
         tensors: dict[str, StoredTensor] = {}
         for path in _weight_files(folder):
             header = _header(path)
+            stored = _stored_tensors(path, header)
             digest.update(path.stat().st_size.to_bytes(8, "little") + header)
-            tensors.update(_stored_tensors(path, header))
+            for sample in _samples(path, stored.values()):
+                digest.update(sample)
+            tensors.update(stored)
         return cls(folder, tensors, digest.hexdigest())
 
     def stored(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
@@ -179,16 +185,24 @@ def _stored_tensors(path: Path, header: bytes) -> dict[str, StoredTensor]:
     expected = 8 + len(header) + max((entry.data_offsets[1] for entry in entries.values()), default=0)
     if path.stat().st_size != expected:
         raise damaged(path, f"it has {path.stat().st_size} bytes where its header asks for {expected}")
-    return {name: _stored(path, name, entry) for name, entry in entries.items()}
+    return {name: _stored(path, 8 + len(header), name, entry) for name, entry in entries.items()}
 
 
-def _stored(path: Path, name: str, entry: _Entry) -> StoredTensor:
+def _samples(path: Path, tensors: Iterable[StoredTensor]) -> Iterator[bytes]:
+    """The first bytes of each tensor of one file."""
+    with path.open("rb") as file:
+        for tensor in tensors:
+            file.seek(tensor.offset)
+            yield file.read(min(SAMPLE_BYTES, tensor.num_bytes))
+
+
+def _stored(path: Path, start: int, name: str, entry: _Entry) -> StoredTensor:
     num_bytes = entry.data_offsets[1] - entry.data_offsets[0]
     if entry.dtype not in _SERVED_DTYPES:
         raise CheckpointError(
             f"{path}: tensor {name} is stored as {entry.dtype}; float32, bfloat16 and float16 checkpoints are served. "
             "Use the checkpoint before quantisation."
         )
-    if num_bytes != math.prod(entry.shape) * _SERVED_DTYPES[entry.dtype]:
+    if entry.data_offsets[0] < 0 or num_bytes != math.prod(entry.shape) * _SERVED_DTYPES[entry.dtype]:
         raise damaged(path, f"tensor {name} has {num_bytes} bytes for the shape {list(entry.shape)}")
-    return StoredTensor(path, entry.shape, num_bytes)
+    return StoredTensor(path, start + entry.data_offsets[0], entry.shape, num_bytes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -112,11 +112,11 @@ class PartBuilder:
     ) -> PackedLinear:
         """One product of the projections `names` side by side."""
         sizes = dict(zip(names, out_features if len(names) > 1 else (sum(out_features),), strict=True))
-        weight = _joined([self._weight(name, rows, in_features) for name, rows in sizes.items()])
+        weight = _joined(sum(out_features), (self._weight(name, rows, in_features) for name, rows in sizes.items()))
         if not bias:
             return self._pack(weight, None)
-        biases = [self._source.read(f"{self._prefix}{name}.bias", (rows,)) for name, rows in sizes.items()]
-        return self._pack(weight, _joined(biases))
+        biases = (self._source.read(f"{self._prefix}{name}.bias", (rows,)) for name, rows in sizes.items())
+        return self._pack(weight, _joined(sum(out_features), biases))
 
     def head(self, embedding: Tensor) -> PackedLinear:
         """The vocabulary head; a tied one shares the embedding's memory where packing leaves weights as they are."""
@@ -142,5 +142,15 @@ class PartBuilder:
         return tensor
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _joined(rows: int, parts: Iterator[Tensor]) -> Tensor:
+    """Parts below each other, one at a time in memory; `torch.cat` of meta tensors would import the compiler."""
+    first = next(parts)
+    if len(first) == rows:
+        return first
+    whole = first.new_empty((rows, *first.shape[1:]))
+    whole[: len(first)] = first
+    filled = len(first)
+    for part in parts:
+        whole[filled : filled + len(part)] = part
+        filled += len(part)
+    return whole

@@ -31,8 +31,9 @@ from orcinus.server.gate import ApiKeys, Gate, read_json_body
 from orcinus.server.metrics import CONTENT_TYPE, Metrics
 from orcinus.server.protocol import ChatRequest, CompletionRequest, GenerateRequest, parse
 from orcinus.server.responses import ChatDialect, CompletionDialect, Dialect, ReplyFrame
-from orcinus.server.translate import GenerationDefaults, chat_params, completion_params, messages_of, prompts_of
+from orcinus.server.translate import chat_params, completion_params, messages_of, prompts_of
 from orcinus.text.chat import ChatTemplate
+from orcinus.text.generation import GenerationDefaults
 from orcinus.text.tokenizer import Tokenizer
 
 # Below this many characters a thread costs more than the tokenising that it takes off the event loop.

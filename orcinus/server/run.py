@@ -23,8 +23,8 @@ from orcinus.engine.messages import EngineDescription
 from orcinus.errors import ConfigurationError
 from orcinus.server.app import Limits, ServerContext, create_app
 from orcinus.server.gate import ApiKeys
-from orcinus.server.translate import GenerationDefaults
 from orcinus.text.chat import ChatTemplate
+from orcinus.text.generation import GenerationDefaults
 from orcinus.text.tokenizer import Tokenizer
 
 _BACKLOG = 1024

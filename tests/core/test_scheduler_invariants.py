@@ -6,12 +6,8 @@ import random
 
 import pytest
 from core_harness import EOS, VOCAB, World, expected_answer, make_request
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from orcinus.core.config import SchedulerConfig
-from orcinus.core.core import Collect
 from orcinus.core.request import FinishReason, Request, ServiceClass, pack_tokens
 from orcinus.errors import InvalidRequest
 

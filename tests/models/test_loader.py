@@ -16,7 +16,7 @@ from orcinus.errors import CheckpointError
 from orcinus.kernels.reference import ReferenceKernels
 from orcinus.models.config import find_folder, load_config
 from orcinus.models.decoder import Decoder
-from orcinus.models.generation import GenerationDefaults, load_generation_defaults
+from orcinus.models.generation import load_eos_token_ids
 from orcinus.models.loader import Checkpoint, resolve_dtype
 
 CPU = torch.device("cpu")
@@ -90,10 +90,15 @@ def test_gpt2_loads_without_its_prefix_and_with_old_buffers(saved: Callable, tmp
     assert torch.equal(load(tmp_path).body.embedding, load(folder).body.embedding)
 
 
-def test_revision_changes_with_shape_and_configuration(folder: Path, sharded: Path) -> None:
+def test_revision_changes_with_weights_files_and_configuration(folder: Path, sharded: Path) -> None:
+    rewrite(folder, lambda weights: None)
     before = Checkpoint.open(folder).revision
+    rewrite(folder, lambda weights: None)
     assert Checkpoint.open(folder).revision == before
     assert Checkpoint.open(sharded).revision != before
+    rewrite(folder, lambda weights: weights["model.norm.weight"].add_(0.5))
+    assert Checkpoint.open(folder).revision != before
+    rewrite(folder, lambda weights: weights["model.norm.weight"].sub_(0.5))
     edit(folder / "config.json", rms_norm_eps=1e-5)
     assert Checkpoint.open(folder).revision != before
 
@@ -324,26 +329,22 @@ def test_float16_checkpoint_loads(folder: Path, load: Callable) -> None:
     assert load(folder, dtype=torch.bfloat16).body.embedding.dtype == torch.bfloat16
 
 
-# --- what the authors recommend
+# --- where answers end
 
 
-def test_generation_defaults_are_read(folder: Path) -> None:
-    defaults = {"eos_token_id": [7, 9], "temperature": 0.6, "top_k": 20, "top_p": 0.95, "do_sample": True}
-    (folder / "generation_config.json").write_text(json.dumps(defaults))
-    assert load_generation_defaults(folder) == GenerationDefaults((7, 9), 0.6, 20, 0.95)
+def test_generation_config_names_the_end_tokens(folder: Path) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
+    assert load_eos_token_ids(folder) == (7, 9)
 
 
 @pytest.mark.parametrize(("stored", "expected"), [(5, (5,)), ([5, 6], (5, 6)), (None, ()), (-1, ())])
 def test_config_stands_in_for_missing_end_tokens(folder: Path, stored: object, expected: tuple[int, ...]) -> None:
     (folder / "generation_config.json").unlink(missing_ok=True)
     edit(folder / "config.json", eos_token_id=stored)
-    assert load_generation_defaults(folder).eos_token_ids == expected
+    assert load_eos_token_ids(folder) == expected
 
 
-def test_malformed_generation_defaults_are_named(folder: Path) -> None:
+def test_malformed_end_tokens_are_named(folder: Path) -> None:
     (folder / "generation_config.json").write_text('{"eos_token_id": "end"}')
     with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id is 'end'"):
-        load_generation_defaults(folder)
-    (folder / "generation_config.json").write_text('{"temperature": "hot"}')
-    with pytest.raises(CheckpointError, match="temperature is 'hot'"):
-        load_generation_defaults(folder)
+        load_eos_token_ids(folder)

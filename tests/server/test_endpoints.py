@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from conftest import Served, serve_fake
+from served import Served, serve_fake
 from tokenizer_files import write_tokenizer
 
 pytestmark = pytest.mark.slow

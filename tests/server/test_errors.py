@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from conftest import Served
+from served import Served
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import SERVE_FAKE, Served, serve_fake
+from served import SERVE_FAKE, Served, serve_fake
 from starlette.routing import Route
 from tokenizer_files import write_tokenizer
 

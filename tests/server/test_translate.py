@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from orcinus.core.request import SamplingParams
 from orcinus.errors import CheckpointError, InvalidRequest
 from orcinus.server.protocol import ChatRequest, CompletionRequest, parse
-from orcinus.server.translate import GenerationDefaults, chat_params, completion_params, messages_of, prompts_of
+from orcinus.server.translate import chat_params, completion_params, messages_of, prompts_of
+from orcinus.text.generation import GenerationDefaults
 
 CHAT = msgspec.json.Decoder(ChatRequest)
 COMPLETION = msgspec.json.Decoder(CompletionRequest)
