@@ -35,6 +35,9 @@ from orcinus.worker.worker import Worker
 ITERATION_TARGET = 0.25
 GPU_BATCH_TOKENS = 2048
 MAX_MEASURED_BATCH_TOKENS = 4096
+# Chunks smaller than this spend their time on reading earlier KV again (SYSTEMS.md, section 12), and one slow moment
+# during the measurement must not cripple the engine for its lifetime.
+MIN_MEASURED_BATCH_TOKENS = 256
 # Row tiles of the kernels; a budget that is no multiple would waste the last one.
 BUDGET_STEP = 32
 
@@ -153,7 +156,7 @@ def _measure_budget(worker: Worker, config: EngineConfig, plan: MemoryPlan, devi
     num_tokens = min(256, plan.max_sequence_tokens)
     seconds = min(_time_prompt(worker, num_tokens, config.block_size, seq_id) for seq_id in (0, 1))
     budget = int(num_tokens / seconds * ITERATION_TARGET) // BUDGET_STEP * BUDGET_STEP
-    budget = min(max(budget, BUDGET_STEP, config.max_batch_size), MAX_MEASURED_BATCH_TOKENS)
+    budget = max(min(budget, MAX_MEASURED_BATCH_TOKENS), MIN_MEASURED_BATCH_TOKENS, config.max_batch_size)
     say(f"{num_tokens / seconds:.0f} prompt tokens/s here, so {budget} tokens an iteration")
     return budget
 

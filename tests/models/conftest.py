@@ -11,7 +11,7 @@ import torch
 from checkpoints import save
 from transformers import PreTrainedModel
 
-from orcinus.kernels import KernelSet
+from orcinus.kernels import KernelSet, cpu
 from orcinus.kernels.reference import ReferenceKernels
 from orcinus.models.config import ModelConfig, load_config
 from orcinus.models.decoder import Decoder
@@ -33,9 +33,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Saved]:
     return get
 
 
-@pytest.fixture(scope="session")
-def load() -> Callable[..., Decoder]:
-    """Loads a folder with some configuration fields changed."""
+@pytest.fixture(scope="session", params=["reference", *(["cpu"] if cpu.available() else [])])
+def load(request: pytest.FixtureRequest) -> Callable[..., Decoder]:
+    """Loads a folder with some configuration fields changed; once for each kernel set that this machine runs."""
+    default_kernels: KernelSet = cpu.CpuKernels() if request.param == "cpu" else ReferenceKernels()
 
     def load(
         folder: Path,
@@ -49,7 +50,7 @@ def load() -> Callable[..., Decoder]:
             replace(config or load_config(folder), **changes),
             dtype=dtype,
             device=torch.device("cpu"),
-            kernels=kernels or ReferenceKernels(),
+            kernels=kernels or default_kernels,
         )
 
     return load

@@ -183,24 +183,5 @@ def test_a_thousand_tokens_of_context_keep_their_bits(random_llama: Path, kernel
     assert run(engine(replace(config, max_batch_tokens=100)), [*requests(12), long]).items() >= expected.items()
 
 
-def test_the_promise_fails_when_the_row_tile_is_widened(random_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The negative control: with one wide product for all rows, a library's choice by size shows in the bits."""
-    from orcinus.engine import build
-    from orcinus.kernels.reference import ReferenceKernels
-
-    monkeypatch.setattr(build, "select_kernels", lambda *_: (ReferenceKernels(row_tile=4096), None))
-    config = EngineConfig(
-        str(random_llama),
-        dtype="float32",
-        max_batch_tokens=512,
-        kv_cache_gib=0.05,
-        max_model_len=256,
-        allow_batch_variance=True,
-    )
-    batch = requests(40)
-    one = engine(config)
-    assert run(one, batch) != alone(one, batch)
-
-
 def replace_id(request: Request) -> Request:
     return msgspec.structs.replace(request, request_id=f"other-{request.request_id}")
