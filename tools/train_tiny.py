@@ -24,7 +24,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train orcinus-tiny from nothing.")
     parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="folder to write (%(default)s)")
-    parser.add_argument("--steps", type=int, default=8000, help="stop after this many steps (%(default)s)")
+    parser.add_argument("--steps", type=int, default=20_000, help="stop after this many steps (%(default)s)")
     parser.add_argument("--minutes", type=float, default=35.0, help="stop after this many minutes (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and text (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")

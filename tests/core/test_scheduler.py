@@ -80,15 +80,16 @@ def test_a_chunk_stops_where_budget_knowledge_or_block_say():
 
 def test_decodes_get_their_token_before_any_prompt_gets_a_chunk():
     w = world(max_batch_tokens=8)
-    w.add(make_request("prompt", 40, arrived_at=0.0, seed=1))
-    w.add(make_request("stream", 1, 20, arrived_at=1.0, seed=2))
-    w.step(), w.step(), w.step()
+    w.add(make_request("stream", 1, 20, seed=2))
+    w.step(), w.step()
+    # It ranks before the stream and could use the whole budget.
+    w.add(make_request("prompt", 40, seed=1, service_class=ServiceClass.REALTIME))
     for _ in range(3):
         plan = submitted(w)
-        assert [work[1:] for work in work_of(plan)][1] == (plan.work[1].start, 1)
+        assert (0, 1) in [(work.seq_id, work.num_tokens) for work in plan.work]
         assert plan.num_tokens <= 8
         w.collect()
-    assert len(tokens_of(w, "stream")) == 5
+    assert len(tokens_of(w, "stream")) == 4
 
 
 def test_newcomers_of_one_token_pay_for_it_from_the_budget():
@@ -161,7 +162,7 @@ def test_the_latest_arrival_is_preempted_and_returns_by_recompute():
     crowd(w, 3)
     w.drain()
     first = events(w, Preempted)[0]
-    assert (first.request_id, first.in_favour_of) == ("r2", "r0")
+    assert (first.request_id, first.in_favour_of) == ("r2", "r1")
     restated = [e for e in events(w, Scheduled) if any(work[0] == 2 and work[1] == 0 for work in e.work)]
     assert len(restated) >= 2
     assert restated[1].work[-1][2] > 4, "prompt and answer are one prefill"
@@ -523,7 +524,8 @@ def test_a_request_whose_copy_was_abandoned_recomputes_and_no_block_waits_for_ev
     assert submitted(w).copies
     w.new_epoch(kv_lost=False, half_done=3)
     assert w.scheduler.pool.num_limbo == 0
-    assert work_of(submitted(w)) == [(0, 0, 6)]
+    # The prompt and the one token that was committed.
+    assert work_of(submitted(w)) == [(0, 0, 7)]
     w.drain()
 
 

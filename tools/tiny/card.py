@@ -7,9 +7,9 @@ from tiny.text import HELD_OUT_ONE_IN
 
 TASK_NOTES = {
     "add": ("addition, 0 to 99 + 0 to 99", "What is 12 + 7?"),
-    "reverse_word": ("a word of 2 to 6 letters backwards", 'Reverse the word "planet".'),
-    "reverse_list": ("a list of 2 to 5 numbers backwards", "Reverse the list 3, 14, 15."),
-    "sort": ("a list of 2 to 5 numbers, 0 to 99, sorted", "Sort 31, 7, 12."),
+    "reverse_word": ("a word of 2 to 5 letters backwards", 'Reverse the word "whale".'),
+    "reverse_list": ("a list of 2 to 4 numbers backwards", "Reverse the list 3, 14, 15."),
+    "sort": ("a list of 2 to 4 numbers, 0 to 99, sorted", "Sort 31, 7, 12."),
     "count": ("counting, up to 40 numbers below 100", "Count from 3 to 20."),
     "small_talk": ("greetings and questions about itself *", "Who are you?"),
     "story": ("a templated story; judged by its shape *", "Tell me a story about a fox."),
