@@ -1,6 +1,7 @@
 """How fast are the native CPU kernels? Each shape against torch's oneDNN, interleaved, medians.
 
-usage: python benchmarks/kernels_cpu.py [--isa amx] [--threads 2] [--rounds 7] [--only linear|attention|rows] [--shapes 768x1280]
+python benchmarks/kernels_cpu.py [--isa amx] [--threads 2] [--rounds 7] [--only linear|attention|rows]
+    [--shapes 768x1280]
 
 Weights are taken in turn from copies that fill 200 MB together, as a decode iteration of a small model would.
 """
@@ -9,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -65,16 +67,18 @@ def linear_shape(kernels: CpuKernels, dtype: torch.dtype, k: int, n: int, rounds
     for m in ROWS:
         x = torch.randn(m, k, dtype=dtype)
         candidates: dict[str, Run] = {
-            "F.linear": in_turn([lambda w=w: F.linear(x, w) for w in weights]),
-            "ours": in_turn([lambda p=p: kernels.linear(x, p) for p in packed]),
+            "F.linear": in_turn([partial(F.linear, x, w) for w in weights]),
+            "ours": in_turn([partial(kernels.linear, x, p) for p in packed]),
         }
         if reordered:
             candidates["packed"] = in_turn(
-                [lambda w=w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "") for w in reordered]
+                [partial(torch.ops.mkldnn._linear_pointwise, x, w, None, "none", [], "") for w in reordered]
             )
         result = medians(candidates, rounds)
         ours = result["ours"]
-        others = " ".join(f"{name} {1e3 * s:8.3f} ms ({s / ours:4.2f}x)" for name, s in result.items() if name != "ours")
+        others = " ".join(
+            f"{name} {1e3 * s:8.3f} ms ({s / ours:4.2f}x)" for name, s in result.items() if name != "ours"
+        )
         rates = f"{k * n * dtype.itemsize / ours / 1e9:6.1f} GB/s {2 * m * k * n / ours / 1e9:7.0f} GFLOP/s"
         print(f"{k:5}→{n:<6} M={m:<4} ours {1e3 * ours:8.3f} ms {rates}   {others}", flush=True)
 
@@ -108,15 +112,20 @@ def attention(kernels: CpuKernels, dtype: torch.dtype, rounds: int) -> None:
     run = attention_case(kernels, dtype, spec, contexts, 1)
     seconds = medians({"ours": run}, rounds)["ours"]
     read = sum(contexts) * 2 * 4 * 64 * dtype.itemsize
-    print(f"attention, 64 sequences of ~200, 1 new token: {1e3 * seconds:.3f} ms, {read / seconds / 1e9:.1f} GB/s of KV")
+    print(
+        f"attention, 64 sequences of ~200, 1 new token: {1e3 * seconds:.3f} ms, {read / seconds / 1e9:.1f} GB/s of KV"
+    )
     for context, sequences in ((512, 1), (512, 4), (2048, 1)):
         run = attention_case(kernels, dtype, spec, [context] * sequences, context)
         q, k = torch.randn(2, sequences, 12, context, 64).to(dtype)
-        peer = medians({"ours": run, "sdpa": lambda: F.scaled_dot_product_attention(q, k, k, is_causal=True)}, rounds)
+        peer = medians({"ours": run, "sdpa": partial(F.scaled_dot_product_attention, q, k, k, is_causal=True)}, rounds)
         flops = sequences * 12 * 2 * 64 * context * (context + 1)
         rate = flops / peer["ours"] / 1e9
         ratio = peer["sdpa"] / peer["ours"]
-        print(f"attention, prefill of {sequences} × {context}: {1e3 * peer['ours']:.3f} ms, {rate:.0f} GFLOP/s, sdpa {ratio:.2f}x")
+        print(
+            f"attention, prefill of {sequences} × {context}: {1e3 * peer['ours']:.3f} ms, {rate:.0f} GFLOP/s, "
+            f"sdpa {ratio:.2f}x"
+        )
     run = attention_case(kernels, dtype, spec, [8192], 1)
     seconds = medians({"ours": run}, rounds)["ours"]
     read = 8192 * 2 * 4 * 64 * dtype.itemsize
@@ -136,7 +145,9 @@ def rows(kernels: CpuKernels, dtype: torch.dtype, rounds: int) -> None:
                 "F.rms_norm": lambda x=x, w=weight: F.rms_norm(x, (768,), w, 1e-5),
                 "gated": lambda wide=wide: kernels.gated(wide, "silu"),
                 "rotate": lambda qkv=qkv, p=positions: kernels.rotate(qkv[:, :12], p, cos_sin),
-                "write_kv": lambda qkv=qkv, s=slots, k=keys, v=values: kernels.write_kv(qkv[:, 12:16], qkv[:, 16:], k, v, s),
+                "write_kv": lambda qkv=qkv, s=slots, k=keys, v=values: kernels.write_kv(
+                    qkv[:, 12:16], qkv[:, 16:], k, v, s
+                ),
             },
             rounds,
         )

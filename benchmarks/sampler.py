@@ -3,8 +3,8 @@
     python benchmarks/sampler.py [--threads 2] [--rows 64]
 
 Logits are Zipf-like: log-probabilities fall with the logarithm of the rank, in a random order of ids, as a language
-model's do; `flat` rows are the hard case for top-p, where three quarters of the vocabulary stay. `argmax` is torch's own,
-for comparison in the same run. Each figure is the median of the runs, with the fastest in brackets.
+model's do; `flat` rows are the hard case for top-p, where three quarters of the vocabulary stay. `argmax` is torch's
+own, for comparison in the same run. Each figure is the median of the runs, with the fastest in brackets.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ The oracle below is a literal transcription. It shares nothing with orcinus but 
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import deque
 from dataclasses import dataclass
@@ -102,10 +103,10 @@ def algorithm_1(trace: Trace, n_workers: int) -> list[list[int]]:
             n_scheduled += 1
         if n_scheduled == n_workers or not batch:
             next_arrival = arriving[0].job.arrival if arriving else None
-            if n_scheduled < n_workers and next_arrival is not None:
-                if n_scheduled == 0 or next_arrival < pipeline.done_at[0]:
-                    now = next_arrival
-                    continue
+            is_free = n_scheduled < n_workers and next_arrival is not None
+            if is_free and (n_scheduled == 0 or next_arrival < pipeline.done_at[0]):
+                now = next_arrival
+                continue
             if n_scheduled == 0:
                 return batches
             now = max(now, pipeline.done_at.popleft())
@@ -241,9 +242,7 @@ def test_the_traces_exercise_what_the_algorithm_decides():
     assert sum(max(map(len, batches)) == trace.max_bs > 1 for trace, batches in runs) > 100
     assert sum(sum(job.prompt + job.max_output for job in trace.jobs) > trace.n_slots for trace in traces) > 100
     assert sum(any(job.output < job.max_output for job in trace.jobs) for trace in traces) > 500
-    assert (
-        sum(set(a) & set(b) == set() for _, batches in runs for a, b in zip(batches, batches[1:], strict=False)) > 500
-    )
+    assert sum(set(a) & set(b) == set() for _, batches in runs for a, b in itertools.pairwise(batches)) > 500
 
 
 def test_nobody_is_preempted_under_reserve():

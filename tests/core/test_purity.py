@@ -264,9 +264,8 @@ OFFENDERS = {
     "def f(s: set[int]):\n    for x in s:\n        g(x)": "2: iterates over a set",
     "def f(s: frozenset[int] | None):\n    return [x for x in s]": "2: iterates over a set",
     "def f(a, b):\n    s = set(a)\n    t = s - b\n    return list(t)": "4: makes a sequence of a set",
-    "class C:\n    def __init__(self):\n        self.s: set[int] = set()\n    def f(self):\n        return tuple(self.s)": (
-        "5: makes a sequence of a set"
-    ),
+    "class C:\n    def __init__(self):\n        self.s: set[int] = set()\n"
+    "    def f(self):\n        return tuple(self.s)": "5: makes a sequence of a set",
     "class C:\n    @property\n    def ends(self) -> frozenset[int]: ...\ndef f(c):\n    return sum(c.ends)": (
         "5: makes a sequence of a set"
     ),

@@ -96,7 +96,7 @@ def test_a_tampered_result_shows_the_first_difference():
     victim = records[at]
     emptied = msgspec.structs.replace(
         victim.result,
-        outputs=victim.result.outputs[:-1] + (msgspec.structs.replace(victim.result.outputs[-1], tokens=()),),
+        outputs=(*victim.result.outputs[:-1], msgspec.structs.replace(victim.result.outputs[-1], tokens=())),
     )
     lines[at] = msgspec.json.encode(msgspec.structs.replace(victim, result=emptied))
     difference = replay(lines)[1]
