@@ -41,6 +41,8 @@ MIN_MEASURED_BATCH_TOKENS = 256
 # Row tiles of the kernels; a budget that is no multiple would waste the last one.
 BUDGET_STEP = 32
 
+LOAD_PROGRESS_SECONDS = 2.0
+
 Say = Callable[[str], None]
 
 
@@ -62,7 +64,9 @@ def build_engine(config: EngineConfig, clock: Clock, say: Say = lambda _: None) 
     kernels, notice = select_kernels(config.kernels, device, dtype)
     _say_if(say, notice)
     say(f"loading {config.model} ({model_config.architecture}, {str(dtype).removeprefix('torch.')}, {kernels.name})")
-    decoder = Decoder.load(folder, model_config, dtype=dtype, device=device, kernels=kernels)
+    decoder = Decoder.load(
+        folder, model_config, dtype=dtype, device=device, kernels=kernels, progress=_load_progress(say)
+    )
     _check_promise(config, decoder, kernels, dtype, device, say)
     plan = _plan_memory(config, decoder, dtype, device, say)
     worker = _make_worker(config, decoder, plan, dtype, device)
@@ -75,6 +79,19 @@ def build_engine(config: EngineConfig, clock: Clock, say: Say = lambda _: None) 
 def _say_if(say: Say, notice: str | None) -> None:
     if notice:
         say(notice)
+
+
+def _load_progress(say: Say) -> Callable[[int, int], None]:
+    """Says how far loading is, once every few seconds: small checkpoints load without a word."""
+    said_at = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said_at
+        if time.monotonic() - said_at >= LOAD_PROGRESS_SECONDS:
+            said_at = time.monotonic()
+            say(f"loaded {done / GIB:.1f} of {total / GIB:.1f} GiB")
+
+    return progress
 
 
 def _resolve_device(config: EngineConfig) -> torch.device:

@@ -310,6 +310,18 @@ def test_top_p_takes_the_lower_ids_of_equal_tokens(vocab: int) -> None:
     assert torch.equal(kept[0], kept[1])
 
 
+def test_top_p_takes_the_lower_ids_of_equal_tokens_also_past_the_likeliest_hundred() -> None:
+    logits = torch.zeros(1, WIDE_VOCAB)
+    likelier = torch.randperm(WIDE_VOCAB, generator=torch.Generator().manual_seed(0))[:2000]
+    logits[0, likelier] = torch.linspace(1.0, 2.0, 2000)
+    p = torch.softmax(logits.double(), dim=1)[0]
+    kept = torch.isfinite(truncated(logits, {"top_p": 0.5}))[0]
+    assert kept[likelier].all()
+    equal = (logits[0] == 0).nonzero().squeeze(1)
+    missing = float((0.5 - p[likelier].sum()) / p[equal[0]])
+    assert kept[equal].nonzero().squeeze(1).tolist() == list(range(math.ceil(missing)))
+
+
 def test_top_k_keeps_all_that_equal_the_kth() -> None:
     logits = torch.zeros(1, 1024)
     logits[0, [3, 900]] = 2.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 
-from orcinus.kernels.cpu.library import build, supported
+from orcinus.kernels.cpu.library import NativeBuildError, build, supported
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +16,11 @@ def main() -> None:
     if not supported():
         logger.info("no native CPU kernels for %s: plain torch will be used", platform.machine())
         return
-    logger.info("CPU kernels: %s", build(supported()[0]))
+    try:
+        logger.info("CPU kernels: %s", build(supported()[0]))
+    except NativeBuildError as error:
+        # Not fatal: the engine says the same at start and serves through plain torch.
+        logger.warning("the native CPU kernels can't be built, plain torch will be used: %s", error)
 
 
 if __name__ == "__main__":
