@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from orcinus.core.clock import Clock
-from orcinus.core.config import SchedulerConfig
 from orcinus.core.core import Core
 from orcinus.core.plan import IterationPlan, NewSequence, Output, Work
 from orcinus.core.request import SamplingParams, pack_tokens
@@ -71,7 +70,7 @@ def build_engine(config: EngineConfig, clock: Clock, say: Say = lambda _: None) 
     plan = _plan_memory(config, decoder, dtype, device, say)
     worker = _make_worker(config, decoder, plan, dtype, device)
     max_batch_tokens = config.max_batch_tokens or _measure_budget(worker, config, plan, device, say)
-    core = Core(_scheduler_config(config, plan, max_batch_tokens))
+    core = Core(config.scheduler_config(num_blocks=plan.num_blocks, max_batch_tokens=max_batch_tokens))
     description = _describe(config, decoder, kernels, plan, max_batch_tokens, dtype, device)
     return Engine(core, InlineExecutor(worker), clock), description
 
@@ -188,18 +187,6 @@ def _time_prompt(worker: Worker, num_tokens: int, block_size: int, seq_id: int) 
     started_at = time.perf_counter()
     worker.execute(plan)
     return time.perf_counter() - started_at
-
-
-def _scheduler_config(config: EngineConfig, plan: MemoryPlan, max_batch_tokens: int) -> SchedulerConfig:
-    return SchedulerConfig(
-        num_blocks=plan.num_blocks,
-        block_size=config.block_size,
-        max_batch_tokens=max_batch_tokens,
-        max_batch_size=config.max_batch_size,
-        lookahead=config.lookahead,
-        admission=config.admission,
-        policy=config.policy,
-    )
 
 
 def _describe(

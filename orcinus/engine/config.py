@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from orcinus.core.admission import AdmissionName
+from orcinus.core.config import SchedulerConfig
 from orcinus.errors import ConfigurationError, nearest
 
 
@@ -57,6 +58,20 @@ class EngineConfig:
                 raise ConfigurationError(f"{name} is {value}; it must be between {low} and {high}")
         if self.block_size % 16:
             raise ConfigurationError(f"block_size is {self.block_size}; it must be a multiple of 16")
+        # What core would refuse is refused now, not after the weights are loaded.
+        self.scheduler_config(num_blocks=1, max_batch_tokens=self.max_batch_tokens or self.max_batch_size)
+
+    def scheduler_config(self, *, num_blocks: int, max_batch_tokens: int) -> SchedulerConfig:
+        """What core is told, once the pool and the budget are known."""
+        return SchedulerConfig(
+            num_blocks=num_blocks,
+            block_size=self.block_size,
+            max_batch_tokens=max_batch_tokens,
+            max_batch_size=self.max_batch_size,
+            lookahead=self.lookahead,
+            admission=self.admission,
+            policy=self.policy,
+        )
 
 
 _RANGES: tuple[tuple[str, float, float], ...] = (

@@ -107,6 +107,8 @@ def test_an_engine_process_gets_its_whole_configuration() -> None:
         ({"max_batch_size": "3"}, "Expected `int`"),
         ({"block_size": 24}, "multiple of 16"),
         ({"max_model_len": 0}, "max_model_len is 0"),
+        ({"max_batch_tokens": 8}, "is below max_batch_size"),
+        ({"policy": "fcsf"}, "did you mean 'fcfs'"),
         ({"dtype": "float16"}, "Invalid enum value 'float16'"),
     ],
 )
