@@ -7,7 +7,7 @@ the target's noise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,10 @@ _MULTIPLIER_1, _MULTIPLIER_2 = 0x7FEB352D, 0x846CA68B
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK_64 = 2**64 - 1
 _HIGH_BITS, _LOW_BITS = 31, 21
+# Torch runs an elementwise operation on fewer entries than this in the calling thread. A long chain of such operations
+# is cut so: it stays in the cache, and doesn't pay for a barrier among threads at each link (on cores shared with
+# other processes, a barrier can cost a time slice).
+_SERIAL = 32768
 
 
 def row_keys(seeds: Sequence[int], indices: Sequence[int], positions: Sequence[int]) -> NDArray[np.int32]:
@@ -97,16 +101,22 @@ class GumbelNoise:
         argmax(log p + g) is argmax(p / e) with e = -log(u), and e >= 1 - u. So p / (1 - u), which needs no logarithm,
         bounds a token's chance from above: only those above what the likeliest of them really has are looked at again.
         """
-        hashes = self._hashes if tokens is None else self._hashes[tokens]
-        key = keys.index_select(0, rows)
         share = torch.softmax(scaled, dim=1)
-        # In units of 2**-31 and rounded down. The little more keeps 0 / 0 away and is lost in any other number.
-        complement = _words(hashes, key[:, 0, None], key[:, 1, None]).to(torch.float32).add_(2.0**-30)
-        race = Scores(share / complement)
+        race = Scores(self._race(share, keys.index_select(0, rows), tokens))
         entries = race.at_least(torch.arange(len(rows), device=rows.device), _sure_floor(race, share))
         columns = entries.column
         token = columns if tokens is None else tokens[entries.row, columns]
         return Contestants(rows[entries.row], token, scaled[entries.row, columns])
+
+    def _race(self, share: Tensor, key: Tensor, tokens: Tensor | None) -> Tensor:
+        """share / (1 - u), with 1 - u in units of 2**-31 and rounded down, [r, n]."""
+        hashes = self._hashes.expand(share.shape) if tokens is None else self._hashes[tokens]
+        race = torch.empty_like(share)
+        for rows, columns in _pieces(share):
+            complement = _words(hashes[rows, columns], key[rows, 0, None], key[rows, 1, None]).to(torch.float32)
+            # The little more keeps 0 / 0 away, and is lost in any other number.
+            torch.div(share[rows, columns], complement.add_(2.0**-30), out=race[rows, columns])
+        return race
 
     def draw(self, contestants: Sequence[Contestants], keys: Tensor) -> Tensor:
         """The token that wins each row of the batch, int64; of equals, the lowest id. Without contestants it is 0."""
@@ -117,6 +127,16 @@ class GumbelNoise:
         best = total.new_full((len(keys),), -torch.inf).scatter_reduce_(0, row, total, "amax")
         won = total == best[row]
         return token.new_zeros(len(keys)).scatter_reduce_(0, row[won], token[won], "amin", include_self=False)
+
+
+def _pieces(x: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Slices of rows and columns that cover `x` in fewer than `_SERIAL` entries each; all of it on another device."""
+    num_rows, width = x.shape
+    columns = min(width, _SERIAL - 1) if x.device.type == "cpu" else width
+    rows = max(1, (_SERIAL - 1) // columns) if x.device.type == "cpu" else num_rows
+    for row in range(0, num_rows, max(1, rows)):
+        for column in range(0, width, columns):
+            yield slice(row, row + rows), slice(column, column + columns)
 
 
 def _sure_floor(race: Scores, share: Tensor) -> Tensor:

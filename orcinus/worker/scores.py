@@ -13,8 +13,8 @@ from torch import Tensor
 
 RUN = 64
 LOWEST = torch.finfo(torch.float32).min
-# Elementwise passes over a tile of this many entries stay in the second-level cache of one core.
-TILE = 131072
+# Rows are gone through in tiles of about this many entries, so that what is made of them stays small.
+TILE = 2**19
 
 
 def padded_width(columns: int) -> int:
@@ -29,10 +29,8 @@ def padded(x: Tensor) -> Tensor:
 
 
 def tiles(rows: Tensor, width: int) -> tuple[Tensor, ...]:
-    """`rows` in pieces whose entries fit the cache; in one piece on a device that hides latency by width."""
-    if not len(rows):
-        return ()
-    return torch.split(rows, max(1, TILE // width) if rows.device.type == "cpu" else len(rows))
+    """`rows` in pieces of at most `TILE` entries, or one row."""
+    return torch.split(rows, max(1, TILE // width)) if len(rows) else ()
 
 
 @dataclass(frozen=True, slots=True)
