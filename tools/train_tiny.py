@@ -24,8 +24,8 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train orcinus-tiny from nothing.")
     parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="folder to write (%(default)s)")
-    parser.add_argument("--steps", type=int, default=20_000, help="stop after this many steps (%(default)s)")
-    parser.add_argument("--minutes", type=float, default=35.0, help="stop after this many minutes (%(default)s)")
+    parser.add_argument("--steps", type=int, default=3500, help="stop after this many steps (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=40.0, help="stop after this many minutes (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and text (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
     parser.add_argument("--questions", type=int, default=500, help="held-out exercises asked a task (%(default)s)")
@@ -36,6 +36,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     """Write a checkpoint that `transformers` and servers load; weights in bfloat16."""
     folder.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
     save_tokenizer(tokenizer, folder)
     generation = {
         "bos_token_id": tokenizer.bos_token_id,

@@ -95,6 +95,6 @@ other phrasings, other languages. A word to be reversed is best put in quotes.
 python tools/train_tiny.py
 ```
 
-Seed {facts.seed}, {facts.steps:,} steps, {facts.minutes:.0f} minutes on two CPU cores (AdamW, packed rows,
+Seed {facts.seed}, {facts.steps:,} steps, {facts.minutes:.0f} minutes on two CPU cores (Muon, packed rows,
 loss on the answers only). The script makes the text, the tokeniser, the weights and this card.
 """
