@@ -134,11 +134,24 @@ inline void two_by_two(RowTile x, RowTile y, const bf16* weights, int64_t steps,
     AMX_STORE(3, lower + TILE, PANEL * 4);
 }
 
+// The same as finish_panel for a whole panel: one cache line a row. `streaming` writes past the caches: lines that won't
+// be in L2 anyway when they are read would otherwise be fetched first only to be overwritten.
+inline void finish_lines(const float* sums, int64_t rows, const float* bias, bf16* out, int64_t out_stride, bool streaming) {
+    const Vec first = bias == nullptr ? zero() : load(bias), second = bias == nullptr ? zero() : load(bias + W);
+    for (int64_t r = 0; r < rows; r++, sums += PANEL, out += out_stride) {
+        const Vec low = add(load(sums), first), high = add(load(sums + W), second);
+        const __m512i line = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+        if (streaming)
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(out), line);
+        else
+            _mm512_storeu_si512(out, line);
+    }
+}
+
 // One call's operands. x is read in place where its rows are made of whole tiles and don't fight for the same cache sets.
 //
-// A task is a block of rows times a group of panels, k cut at multiples of 2048, where sums are put down and taken up
-// again. Row blocks are outermost: a thread keeps its cut of x in L2 while weights stream past; groups make it write
-// some hundred bytes of each output row at a time, since a line here and there costs as much as the product.
+// A task is a block of rows times a group of panels. k is cut twice, sums being put down and taken up again: so that a
+// block's cut of x stays in L2 while weights stream past, and within it so that 32 rows' share stays in L1 for the group.
 template <class Out>
 class Product {
   public:
@@ -148,11 +161,13 @@ class Product {
           shape_(shape),
           out_(out),
           steps_(ceil_div(shape.in_features, STEP)),
-          cut_(steps_ < MAX_CUT ? steps_ : MAX_CUT),
+          cut_(steps_ <= WHOLE ? steps_ : LONG_CUT),
           panels_(ceil_div(shape.out_features, PANEL)),
           in_place_(shape.in_features % STEP == 0 && (shape.in_features <= IN_PLACE_K || shape.rows <= TILE)),
+          streaming_(shape.rows * shape.out_features * static_cast<int64_t>(sizeof(Out)) >= STREAMED_BYTES &&
+                     shape.out_stride % 32 == 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0),
           block_rows_(std::min(MAX_BLOCK_ROWS, X_BYTES / (cut_ * STEP * 2) / (2 * TILE) * 2 * TILE)),
-          group_(shape.rows <= 4 * TILE ? 1 : std::max<int64_t>(1, WEIGHT_BYTES / (cut_ * STEP_ELEMENTS * 2))),
+          group_(shape.rows <= 4 * TILE ? 1 : std::max<int64_t>(1, weight_bytes() / (cut_ * STEP_ELEMENTS * 2))),
           groups_(ceil_div(panels_, group_)) {}
 
     void run() {
@@ -162,9 +177,12 @@ class Product {
     }
 
   private:
-    static constexpr int64_t IN_PLACE_K = 4096, MAX_CUT = 64;
-    // Of 2 MiB of L2: a cut of a row block; the panels in use, and as much for those on their way.
-    static constexpr int64_t MAX_BLOCK_ROWS = 512, X_BYTES = 1 << 20, WEIGHT_BYTES = 256 << 10;
+    // Measured with 2 MiB of L2 and 48 KiB of L1. Steps of 32: k up to WHOLE is one cut; LONG_CUT otherwise.
+    static constexpr int64_t IN_PLACE_K = 4096, WHOLE = 64, LONG_CUT = 32, INNER_CUT = 8;
+    static constexpr int64_t MAX_BLOCK_ROWS = 512, X_BYTES = 1 << 20, STREAMED_BYTES = 512 << 10;
+
+    // Weights of a group: more of them where x, read again for each group, is in several cuts.
+    int64_t weight_bytes() const { return cut_ == steps_ ? 128 << 10 : 256 << 10; }
 
     const bf16* slice(int64_t panel, int64_t step) const { return packed_ + (panel * steps_ + step) * STEP_ELEMENTS; }
 
@@ -185,43 +203,54 @@ class Product {
         return {tiles_ + (row * steps_ + step * rows) * STEP, STEP, rows * STEP};
     }
 
+    // `next` is the task after this one on this thread: its weights are fetched during this one's last cut.
     void block(int64_t task, int64_t next) const {
         thread_local Scratch scratch;
-        float* sums = scratch.take<float>(block_rows_ * PANEL * group_);
         const int64_t first_row = task / groups_ * block_rows_, rows = std::min(block_rows_, shape_.rows - first_row);
         const int64_t first_panel = task % groups_ * group_, panels = std::min(group_, panels_ - first_panel);
+        float* sums = scratch.take<float>(block_rows_ * PANEL * group_);
         for (int64_t step = 0; step < steps_; step += cut_) {
-            const bool last = step + cut_ >= steps_;
-            const int64_t lines = ceil_div(32 * std::min(cut_, steps_ - step), ceil_div(rows, 2 * TILE) * cut_);
+            const int64_t end = std::min(step + cut_, steps_);
+            const bf16* coming = end == steps_ ? slice(next % groups_ * group_, 0) : slice(first_panel, end);
             for (int64_t r = 0; r < rows; r += 2 * TILE) {
                 const int64_t some = std::min(2 * TILE, rows - r);
                 if (r == 0 || some < 2 * TILE) configure(std::min(TILE, some), some > TILE ? some - TILE : TILE);
-                for (int64_t p = 0; p < panels; p++) {
-                    const bf16* coming = last ? slice(next % groups_ * group_ + p, 0) : slice(first_panel + p, step + cut_);
-                    Ahead ahead{reinterpret_cast<const char*>(coming) + r / (2 * TILE) * cut_ * lines * 64, lines};
-                    pair(first_row + r, some, first_panel + p, step, sums + (p * rows + r) * PANEL, ahead);
-                }
-                for (int64_t p = 0; last && p < panels; p++)
+                const Ahead ahead{reinterpret_cast<const char*>(coming), ceil_div(32, ceil_div(rows, 2 * TILE))};
+                cut(first_row + r, some, first_panel, panels, step, end, r * cut_ / (2 * TILE), ahead, sums + r * PANEL,
+                    rows * PANEL);
+                for (int64_t p = 0; end == steps_ && p < panels; p++)
                     finish(first_row + r, some, first_panel + p, sums + (p * rows + r) * PANEL);
             }
         }
+        if (streaming_) _mm_sfence();
         release();
     }
 
-    // Up to 32 rows times one panel over one cut of k.
-    void pair(int64_t row, int64_t rows, int64_t panel, int64_t step, float* sums, Ahead ahead) const {
-        const int64_t some = std::min(cut_, steps_ - step);
-        if (rows <= TILE)
-            one_by_two(row_tile(row, step), slice(panel, step), some, step == 0, sums, ahead);
-        else
-            two_by_two(row_tile(row, step), row_tile(row + TILE, step), slice(panel, step), some, step == 0, sums, ahead);
+    // Up to 32 rows times some panels over k from `step` to `end`. `ahead` is where the first panel's next weights begin,
+    // of which `done` steps have been spent on fetching; `apart` is the distance between the panels' sums.
+    void cut(int64_t row, int64_t rows, int64_t panel, int64_t panels, int64_t step, int64_t end, int64_t done, Ahead ahead,
+             float* sums, int64_t apart) const {
+        const char* coming = ahead.at;
+        const int64_t inner = shape_.rows <= 4 * TILE ? end - step : INNER_CUT;  // few rows: nothing to keep in L1
+        for (int64_t s = step; s < end; s += inner)
+            for (int64_t p = 0; p < panels; p++) {
+                const int64_t some = std::min(inner, end - s);
+                ahead.at = coming + p * steps_ * STEP_ELEMENTS * 2 + (done + s - step) * ahead.lines * 64;
+                if (rows <= TILE)
+                    one_by_two(row_tile(row, s), slice(panel + p, s), some, s == 0, sums + p * apart, ahead);
+                else
+                    two_by_two(row_tile(row, s), row_tile(row + TILE, s), slice(panel + p, s), some, s == 0, sums + p * apart,
+                               ahead);
+            }
     }
 
     void finish(int64_t row, int64_t rows, int64_t panel, const float* sums) const {
-        const int64_t column = panel * PANEL;
-        finish_panel(sums, PANEL, rows, std::min(PANEL, shape_.out_features - column),
-                     shape_.bias == nullptr ? nullptr : shape_.bias + column, out_ + row * shape_.out_stride + column,
-                     shape_.out_stride);
+        const int64_t column = panel * PANEL, columns = std::min(PANEL, shape_.out_features - column);
+        const float* bias = shape_.bias == nullptr ? nullptr : shape_.bias + column;
+        Out* out = out_ + row * shape_.out_stride + column;
+        if constexpr (std::is_same_v<Out, bf16>)
+            if (columns == PANEL) return finish_lines(sums, rows, bias, out, shape_.out_stride, streaming_);
+        finish_panel(sums, PANEL, rows, columns, bias, out, shape_.out_stride);
     }
 
     const bf16* const x_;
@@ -229,7 +258,7 @@ class Product {
     const LinearShape& shape_;
     Out* const out_;
     const int64_t steps_, cut_, panels_;
-    const bool in_place_;
+    const bool in_place_, streaming_;
     const int64_t block_rows_, group_, groups_;
     const bf16* tiles_ = nullptr;
 };
