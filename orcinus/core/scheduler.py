@@ -129,9 +129,10 @@ class Scheduler:
         runnable = [
             (group, sequence) for group in self.running for sequence in group.sequences if self._may_run(sequence)
         ]
-        num_decodes = sum(sequence.is_decoding for _, sequence in runnable)
-        decodes = min(num_decodes, config.max_batch_size)
-        draft = Draft(slots_left=config.max_batch_size, prefill_left=config.max_batch_tokens - decodes)
+        draft = Draft(
+            slots_left=config.max_batch_size,
+            prefill_left=config.max_batch_tokens - self._num_decodes([sequence for _, sequence in runnable]),
+        )
         for group, sequence in runnable:
             if draft.slots_left == 0:
                 break
@@ -140,6 +141,15 @@ class Scheduler:
                 self._serve(draft, group, sequence, now)
         self._admit(draft, now)
         return self._issue(draft, now) if draft.work else None
+
+    def _num_decodes(self, runnable: list[Sequence]) -> int:
+        """Tokens to set aside: one for each decoding sequence that gets a slot.
+
+        The eldest gets one first. If it prefills, one decode less fits, and its token must not be set aside for that
+        one: it would stand still, perhaps for good, since the decodes may wait for blocks that only it can reclaim.
+        """
+        slots = self.config.max_batch_size - (bool(runnable) and not runnable[0].is_decoding)
+        return min(sum(sequence.is_decoding for sequence in runnable), slots)
 
     def _may_run(self, sequence: Sequence) -> bool:
         """Something is missing, and no plan in flight forbids another (look-ahead 0: none may have it)."""

@@ -26,7 +26,7 @@ from orcinus.core.plan import (
 from orcinus.core.progress import Progress
 from orcinus.core.recording import Recorder
 from orcinus.core.request import FinishReason, Request, SamplingParams, ServiceClass, pack_tokens, unpack_tokens
-from orcinus.core.sequence import Sequence
+from orcinus.core.sequence import Sequence, SequenceGroup
 
 VOCAB = 32
 EOS = 7
@@ -232,12 +232,12 @@ class World:
         self.stale: list[IterationResult] = []
         self.requests: dict[str, Request] = {}
         self.delivered: dict[tuple[str, int], Delivered] = {}
-        self.first_tokens: list[str] = []
 
     # ---- inputs
 
     def add(self, request: Request) -> None:
         self.core.add(request, self._tick())
+        self.requests.pop(request.request_id, None)
         self.requests[request.request_id] = request
         for index in range(request.params.n):
             resumed = list(unpack_tokens(request.resumed[index])) if request.resumed else []
@@ -258,7 +258,9 @@ class World:
 
     def advance(self) -> Decision:
         before = self.scheduler.num_in_flight
+        waiting = list(self.scheduler.waiting)
         decision = self.core.advance(self._tick())
+        self._check_nobody_was_overtaken(waiting)
         if isinstance(decision, Submit):
             self._check_plan(decision.plan)
             self.in_flight.append(PlanOut(decision.plan))
@@ -349,6 +351,17 @@ class World:
         copiers = [copy.target for copy in plan.copies]
         assert len(set(copiers)) == len(copiers) <= len(plan.work), "more than one copy a sequence"
 
+    def _check_nobody_was_overtaken(self, waiting: list[SequenceGroup]) -> None:
+        """Who starts leaves nobody of its class behind that came before it, preempted ones included."""
+        left = self.scheduler.waiting
+        for starter in (group for group in waiting if group not in left):
+            for group in left:
+                if group.request.service_class == starter.request.service_class:
+                    assert self._arrival(starter) < self._arrival(group), "a newcomer overtook"
+
+    def _arrival(self, group: SequenceGroup) -> tuple[float, int]:
+        return group.request.arrived_at, list(self.requests).index(group.request.request_id)
+
     def _check_writable(self, sequence: Sequence, work: Work) -> None:
         size = self.config.block_size
         end = work.start + work.num_tokens
@@ -364,8 +377,6 @@ class World:
             seen = self.delivered[part.request_id, part.index]
             request = self.requests[part.request_id]
             assert seen.finish_reason is None, "something came after the end"
-            if part.tokens and part.request_id not in self.first_tokens:
-                self.first_tokens.append(part.request_id)
             seen.tokens += part.tokens
             seen.logprobs += part.logprobs
             seen.prompt_logprobs += part.prompt_logprobs

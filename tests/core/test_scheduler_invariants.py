@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 
 import pytest
 from core_harness import EOS, VOCAB, World, expected_answer, make_request
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from orcinus.core.config import SchedulerConfig
 from orcinus.core.request import FinishReason, Request, ServiceClass, pack_tokens
@@ -106,14 +110,87 @@ def live_a_life(seed: int, events: int = 120, record: list[bytes] | None = None)
     for number in range(events):
         random_event(world, rng, number)
     world.drain()
+    world.add(make_request("last", 1, 1, arrived_at=world.now))
+    world.drain()
+    assert len(world.worker.sequences) == 1, "the worker was not told to forget what has ended"
     return world
 
 
-@pytest.mark.parametrize("first", range(0, 300, 50))
-def test_random_lives_break_no_invariant(first):
-    for seed in range(first, first + 50):
+def live_lives(first: int, count: int) -> None:
+    for seed in range(first, first + count):
         try:
             live_a_life(seed)
         except BaseException as error:
             error.add_note(f"seed {seed}")
             raise
+
+
+@pytest.mark.parametrize("first", range(0, 300, 50))
+def test_random_lives_break_no_invariant(first):
+    live_lives(first, 50)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(10_000, 12_000, 500))
+def test_many_more_random_lives_break_no_invariant(first):
+    live_lives(first, 500)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """The same world, one event at a time, so that a failing life is shrunk to the few events that matter."""
+
+    @initialize(seed=st.integers(0, 1 << 16))
+    def start(self, seed):
+        self.rng = random.Random(seed)
+        self.world = World(random_config(self.rng))
+
+    @rule(
+        prompt=st.integers(1, 20),
+        max_tokens=st.integers(1, 12),
+        n=st.integers(1, 3),
+        seed=st.integers(0, 3),
+        stops=st.booleans(),
+    )
+    def add(self, prompt, max_tokens, n, seed, stops):
+        world = self.world
+        eos = (EOS, 1, 2) if stops else ()
+        name = f"r{len(world.requests)}"
+        with suppress(InvalidRequest):
+            world.add(make_request(name, prompt, max_tokens, seed=seed, n=n, eos=eos, arrived_at=world.now))
+
+    @precondition(lambda self: self.world.requests)
+    @rule(data=st.data(), index=st.none() | st.integers(0, 2))
+    def abort(self, data, index):
+        self.world.abort(data.draw(st.sampled_from(list(self.world.requests))), index)
+
+    @rule()
+    def advance(self):
+        self.world.advance()
+
+    @precondition(lambda self: self.world.in_flight)
+    @rule(fails=st.sampled_from([False, False, False, True]))
+    def run_next(self, fails):
+        unrun = [work.seq_id for out in self.world.in_flight if out.result is None for work in out.plan.work[:1]]
+        self.world.run_next(frozenset(unrun[:1] if fails else ()))
+
+    @precondition(lambda self: self.world.in_flight)
+    @rule()
+    def collect(self):
+        self.world.collect()
+
+    @rule(kv_lost=st.booleans(), half_done=st.integers(0, 3))
+    def change_epoch(self, kv_lost, half_done):
+        self.world.new_epoch(kv_lost=kv_lost, half_done=half_done)
+
+    @precondition(lambda self: self.world.stale)
+    @rule()
+    def deliver_stale(self):
+        self.world.deliver_stale()
+
+    def teardown(self):
+        if hasattr(self, "world"):
+            self.world.drain()
+
+
+SchedulerMachine.TestCase.settings = settings(derandomize=True, deadline=None, max_examples=60, stateful_step_count=40)
+TestSchedulerMachine = SchedulerMachine.TestCase
