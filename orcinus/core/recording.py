@@ -244,6 +244,6 @@ def _repeat(core: Core, record: Record, number: int) -> Difference | None:
         case AdvanceInput(at=at):
             replayed = advance_input(core.advance(at), at)
             return None if replayed == record else Difference(number, record, replayed)
-        case Started():
+        case _:
             raise ValueError(f"line {number} is a second snapshot; one recording is one run")
     return None

@@ -203,6 +203,20 @@ def test_surrogates_keep_equal_prefixes_equal_and_others_apart(left, right, stop
     assert not {*disguised[0], *disguised[1]} & set(range(6))
 
 
+def test_no_surrogate_of_an_answer_passes_for_an_end_token():
+    """The replay would end where the run went on."""
+    sampled, unlucky = 2, recorded_prompt(b"k", [1, 2])[1]
+    lines: list[bytes] = []
+    recorder = Recorder(Core(SchedulerConfig(num_blocks=20)), b"k", lines.append)
+    recorder.add(make_request("r", [1], 4, stop_token_ids=[unlucky]), 0.0)
+    recorder.advance(0.0)
+    recorder.update(IterationResult(0, 0, (SequenceOutput(0, (sampled,)),)), 1.0)
+    recorder.advance(1.0)
+    written = [record for record in read(lines) if isinstance(record, ResultInput)]
+    assert written[0].result.outputs[0].tokens == (unlucky + 1,)
+    assert replay(lines)[1] is None
+
+
 def test_surrogates_of_another_key_are_others():
     assert common_prefix(recorded_prompt(b"one", [1, 2, 3]), recorded_prompt(b"two", [1, 2, 3])) == 0
 
