@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self, cast
+from typing import Protocol, Self, TypeGuard, cast
 
 from tqdm import tqdm
 
@@ -20,11 +20,38 @@ from orcinus.outputs import RequestCollector, RequestOutput
 from orcinus.text.chat import ChatTemplate
 from orcinus.text.generation import GenerationDefaults
 from orcinus.text.tokenizer import Tokenizer
+from orcinus.vectors import (
+    ClassificationOutput,
+    EmbeddingOutput,
+    PooledOutput,
+    ScoringOutput,
+    VectorCollector,
+    check_scorable,
+    embedding,
+    likeliest,
+    pair_up,
+    probabilities,
+    similarity,
+)
 
 Prompt = str | Sequence[int]
+Pair = tuple[str, str]
 Message = Mapping[str, object]
 # A bar for fewer answers than this would only flicker.
 _BAR_FROM = 8
+
+
+class Collector(Protocol):
+    """Takes what comes of one request, until it has all."""
+
+    @property
+    def finished(self) -> bool:
+        """Nothing more is to come."""
+        ...
+
+    def take(self, progress: Progress, now: float) -> None:
+        """Add one progress."""
+        ...
 
 
 class LLM:
@@ -100,6 +127,68 @@ class LLM:
         ]
         return self.generate(prompts, params, use_tqdm=use_tqdm)
 
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        use_tqdm: bool = True,
+    ) -> list[PooledOutput[EmbeddingOutput]]:
+        """One vector for each text: its states, made one as the checkpoint says (`ModelShape.pooling`).
+
+        Args:
+            dimensions: the first so many elements only, for models trained so.
+            normalize: scale to length 1.
+
+        Raises:
+            InvalidRequest, RequestFailed: as `generate`.
+        """
+        collectors = self._pool([self._input(prompt) for prompt in _as_list(prompts)], use_tqdm)
+        vectors = [embedding(each.vector, dimensions, normalize=normalize) for each in collectors]
+        return [each.output(EmbeddingOutput(vector.tolist())) for each, vector in zip(collectors, vectors, strict=True)]
+
+    def classify(
+        self, prompts: Prompt | Pair | Sequence[Prompt | Pair], *, use_tqdm: bool = True
+    ) -> list[PooledOutput[ClassificationOutput]]:
+        """Probabilities of the checkpoint's labels, for each text or pair of texts (a tuple).
+
+        Raises:
+            InvalidRequest: also where the checkpoint has no classifier.
+            RequestFailed: as `generate`.
+        """
+        labels = self.engine_description.labels
+        inputs = [self._input(prompt) for prompt in _as_inputs(prompts)]
+        collectors = self._pool(inputs, use_tqdm, classify=True)
+        probs = [probabilities(each.vector) for each in collectors]
+        return [
+            each.output(ClassificationOutput(shares, likeliest(shares, labels)))
+            for each, shares in zip(collectors, probs, strict=True)
+        ]
+
+    def score(
+        self, first: str | Sequence[str], second: str | Sequence[str], *, use_tqdm: bool = True
+    ) -> list[PooledOutput[ScoringOutput]]:
+        """How well texts belong together: one against one, one against many, or pairwise.
+
+        A checkpoint with a classifier of one label reads each pair (cross-encoder); any other model compares the
+        embeddings of the two.
+
+        Raises:
+            InvalidRequest: lists of different lengths, a classifier of several labels.
+            RequestFailed: as `generate`.
+        """
+        pairs = pair_up(first, second)
+        check_scorable(self.engine_description.labels)
+        if self.engine_description.labels:
+            collectors = self._pool([self._input(pair) for pair in pairs], use_tqdm, classify=True)
+            return [each.output(ScoringOutput(probabilities(each.vector)[0])) for each in collectors]
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        collected = dict(zip(texts, self._pool([self._input(text) for text in texts], use_tqdm), strict=True))
+        return [
+            collected[b].output(ScoringOutput(similarity(collected[a].vector, collected[b].vector))) for a, b in pairs
+        ]
+
     def close(self) -> None:
         """Let the worker go."""
         self._engine.close()
@@ -120,6 +209,34 @@ class LLM:
         self._num_requests += 1
         return self._door.admit(f"llm-{self._num_requests}", prompt, params, arrived_at=self._clock.now())
 
+    def _input(self, prompt: Prompt | Pair) -> tuple[Sequence[int], int]:
+        """Token ids of a text or pair, and where the second text begins."""
+        if not isinstance(prompt, str) and not _is_pair(prompt):
+            return cast("Sequence[int]", prompt), 0
+        if self.tokenizer is None:
+            raise InvalidRequest("this checkpoint has no tokenizer; give token ids", param="prompt")
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, add_special_tokens=True), 0
+        return self.tokenizer.encode_pair(*prompt)
+
+    def _pool(
+        self, inputs: Sequence[tuple[Sequence[int], int]], use_tqdm: bool, *, classify: bool = False
+    ) -> list[VectorCollector]:
+        collectors = []
+        for tokens, second_segment in inputs:
+            self._num_requests += 1
+            request = self._door.admit_pooling(
+                f"llm-{self._num_requests}",
+                tokens,
+                classify=classify,
+                second_segment=second_segment,
+                arrived_at=self._clock.now(),
+            )
+            collectors.append(VectorCollector(request))
+        by_id = {each.request.request_id: each for each in collectors}
+        self._run([each.request for each in collectors], by_id, use_tqdm)
+        return collectors
+
     def _one_each(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
         if params is None or isinstance(params, SamplingParams):
             return [params or self._default_params] * count
@@ -135,7 +252,7 @@ class LLM:
 
         return RequestCollector(request, text, self.tokenizer, end)
 
-    def _run(self, requests: Sequence[Request], collectors: Mapping[str, RequestCollector], use_tqdm: bool) -> None:
+    def _run(self, requests: Sequence[Request], collectors: Mapping[str, Collector], use_tqdm: bool) -> None:
         hidden = not use_tqdm or len(requests) < _BAR_FROM
         try:
             with tqdm(total=len(requests), unit="request", disable=hidden, dynamic_ncols=True) as bar:
@@ -148,14 +265,12 @@ class LLM:
             for request in requests:
                 self._engine.abort(request.request_id)
 
-    def _deliver(
-        self, several: Sequence[Progress], collectors: Mapping[str, RequestCollector], bar: tqdm[object]
-    ) -> None:
+    def _deliver(self, several: Sequence[Progress], collectors: Mapping[str, Collector], bar: tqdm[object]) -> None:
         for progress in several:
             collector = collectors[progress.request_id]
-            was_finished = collector.output.finished
+            was_finished = collector.finished
             collector.take(progress, self._clock.now())
-            if collector.output.finished and not was_finished:
+            if collector.finished and not was_finished:
                 bar.update()
 
 
@@ -163,3 +278,13 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
         return [cast("Prompt", prompts)]
     return list(cast("Sequence[Prompt]", prompts))
+
+
+def _as_inputs(prompts: Prompt | Pair | Sequence[Prompt | Pair]) -> list[Prompt | Pair]:
+    if _is_pair(prompts):
+        return [prompts]
+    return list(_as_list(cast("Prompt | Sequence[Prompt]", prompts)))
+
+
+def _is_pair(prompts: object) -> TypeGuard[Pair]:
+    return isinstance(prompts, tuple) and len(prompts) == 2 and all(isinstance(text, str) for text in prompts)

@@ -96,6 +96,11 @@ class RequestCollector:
             for _ in range(params.n)
         ]
 
+    @property
+    def finished(self) -> bool:
+        """Every answer has ended."""
+        return self.output.finished
+
     def take(self, progress: Progress, now: float) -> None:
         """Add one progress.
 

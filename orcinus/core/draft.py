@@ -62,6 +62,8 @@ class Draft:
     new: list[NewSequence] = field(default_factory=list)
     block_deltas: list[BlockDelta] = field(default_factory=list)
     copies: list[BlockCopy] = field(default_factory=list)
+    # Somebody waits for more of the budget than is left, and must not be passed.
+    is_closed: bool = False
 
     def add(self, sequence: Sequence, end: int, iteration: int, copy: BlockCopy | None) -> None:
         """Run `sequence` up to position `end`; its blocks are ready once `copy` is made."""
@@ -107,6 +109,7 @@ class Draft:
                     sequence.request.params,
                     tuple(sorted(sequence.end_token_ids)),
                     sequence.request.adapter,
+                    sequence.request.pooling,
                 )
             )
             sequence.is_known = True
@@ -117,7 +120,9 @@ class Draft:
 
 
 def _output(sequence: Sequence, start: int, is_last: bool) -> Output:
-    """A sample once nothing is missing; prompt logprobs for the prompt positions not delivered yet."""
+    """A sample or a vector once nothing is missing; prompt logprobs for the prompt positions not delivered yet."""
+    if sequence.request.pooling is not None:
+        return Output.POOLED if is_last else Output.NOTHING
     output = Output.SAMPLE if is_last else Output.NOTHING
     wants_prompt = sequence.request.params.prompt_logprobs is not None and sequence.index == 0
     if wants_prompt and start < sequence.num_prompt_tokens - 1 and not sequence.request.resumed:

@@ -10,7 +10,7 @@ from enum import IntFlag
 
 import msgspec
 
-from orcinus.core.request import SamplingParams
+from orcinus.core.request import Pooling, SamplingParams
 
 # In `Work.tokens`: the input is the token that this sequence sampled last, still on the worker.
 FED_BACK = b""
@@ -22,6 +22,7 @@ class Output(IntFlag):
     NOTHING = 0
     SAMPLE = 1
     PROMPT_LOGPROBS = 2
+    POOLED = 4
 
 
 class NewSequence(msgspec.Struct, frozen=True, array_like=True):
@@ -34,6 +35,7 @@ class NewSequence(msgspec.Struct, frozen=True, array_like=True):
         tokens: packed uint32, all tokens known.
         blocks: packed uint32 block table.
         end_token_ids: masked until `min_tokens`.
+        pooling: what is wanted instead of samples.
     """
 
     seq_id: int
@@ -44,6 +46,7 @@ class NewSequence(msgspec.Struct, frozen=True, array_like=True):
     params: SamplingParams
     end_token_ids: tuple[int, ...]
     adapter: str = ""
+    pooling: Pooling | None = None
 
 
 class BlockDelta(msgspec.Struct, frozen=True, array_like=True):
@@ -103,13 +106,15 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
     """What one sequence's work gave: sampled tokens, and log-probabilities where asked.
 
-    `prompt_logprobs` covers the positions start+1 .. start+num_tokens of the work that lie in the prompt.
+    `prompt_logprobs` covers the positions start+1 .. start+num_tokens of the work that lie in the prompt; `pooled` is
+    the vector of a sequence with `pooling`, packed float32.
     """
 
     seq_id: int
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    pooled: bytes = b""
 
 
 class SequenceFailure(msgspec.Struct, frozen=True, array_like=True):

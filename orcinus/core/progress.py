@@ -19,6 +19,7 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
         finish_reason: set exactly once for each index.
         error_code, error_message: set with `FinishReason.ERROR`.
         stop_token: the end token that ended it (also the last of `tokens`), if one did.
+        pooled: the vector, packed float32, where the request wants one instead of tokens.
     """
 
     request_id: str
@@ -30,3 +31,4 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
     error_code: str = ""
     error_message: str = ""
     stop_token: int | None = None
+    pooled: bytes = b""

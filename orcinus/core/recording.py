@@ -134,6 +134,7 @@ class Recorder:
         """`Core.update`, written down."""
         is_stale = result.epoch != self.core.scheduler.epoch
         outputs = tuple(
+            # Neither log-probabilities nor vectors decide anything.
             SequenceOutput(output.seq_id, () if is_stale else tuple(self._take(output.seq_id, output.tokens)))
             for output in result.outputs
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from enum import IntEnum, StrEnum
+from typing import Literal
 
 import msgspec
 
@@ -156,6 +157,26 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 )
 
 
+PoolingType = Literal["cls", "mean", "last"]
+
+
+class Pooling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Instead of tokens, one vector is wanted: the prompt's states made one, or a classifier's scores of that.
+
+    Args:
+        type: the state of the first token, of the last one, or the mean of all.
+        classify: the scores of the labels, not the state.
+        whole: all tokens in one iteration: an encoder's tokens see each other, and only `last` needs one row alone.
+        second_segment: position at which the second text of a pair begins, where the model tells them apart; 0 if
+            there is no second one.
+    """
+
+    type: PoolingType
+    classify: bool = False
+    whole: bool = True
+    second_segment: int = 0
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One prompt past the door: bounded, seeded, complete.
 
@@ -170,6 +191,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         deadline: instant after which nobody wants the answer.
         cache_salt: narrows who may share this request's KV blocks.
         arrived_at: seconds of the engine's clock.
+        pooling: a vector is wanted instead of tokens; then `params` say nothing and `n` is 1.
         resumed: packed tokens already generated, one entry per sequence index (all, or none). They count as
             generated for penalties, limits, random position and stops: continuation after a failure is this field.
     """
@@ -187,6 +209,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cache_salt: str = ""
     arrived_at: float = 0.0
     resumed: tuple[bytes, ...] = ()
+    pooling: Pooling | None = None
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -195,9 +218,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens an answer may have; the door has set it."""
+        """Most tokens an answer may have; the door has set it. None are sampled where a vector is wanted."""
+        if self.pooling is not None:
+            return 0
         assert self.params.max_tokens is not None
         return self.params.max_tokens
+
+    @property
+    def is_whole(self) -> bool:
+        """The prompt can't be cut into chunks."""
+        return self.pooling is not None and self.pooling.whole
 
     @property
     def end_token_ids(self) -> frozenset[int]:

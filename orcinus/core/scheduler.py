@@ -85,6 +85,13 @@ class Scheduler:
                 f"{self.pool.num_blocks} and {self.config.max_running}. Shorten the prompt, max_tokens or n.",
                 code="context_length_exceeded",
             )
+        if request.is_whole and request.num_prompt_tokens > self.config.max_batch_tokens:
+            raise InvalidRequest(
+                f"the {request.num_prompt_tokens} tokens must run in one iteration, and this engine's iterations have "
+                f"{self.config.max_batch_tokens}. Shorten the input, or start with a larger max_batch_tokens.",
+                param="prompt",
+                code="context_length_exceeded",
+            )
         if len(request.resumed) not in (0, params.n):
             raise InvalidRequest(f"resumed holds {len(request.resumed)} answers, n is {params.n}", param="resumed")
         sequences = [Sequence(self._num_sequences + index, request, index) for index in range(params.n)]
@@ -171,6 +178,9 @@ class Scheduler:
         budget = 1 if is_decode else draft.prefill_left
         known = sequence.num_tokens + sequence.num_pending
         end = chunk_end(start, known, budget, self.config.block_size)
+        if end < known and sequence.request.is_whole:
+            draft.is_closed = True
+            return False
         if end == start:
             return False
         copy = None
@@ -201,7 +211,7 @@ class Scheduler:
 
     def _admit(self, draft: Draft, now: float) -> None:
         """Start waiting groups in order; the first that can't start holds up all behind it."""
-        while self.waiting and draft.slots_left > 0:
+        while self.waiting and draft.slots_left > 0 and not draft.is_closed:
             group = self.waiting[0]
             reason = self._obstacle(group, draft)
             if reason:
@@ -221,7 +231,8 @@ class Scheduler:
             return "in_flight"
         if self._num_running + len(group.live) > self.config.max_running:
             return "batch_size"
-        if draft.prefill_left <= 0:
+        least = group.request.num_prompt_tokens if group.request.is_whole else 1
+        if draft.prefill_left < least:
             return "token_budget"
         # In limbo, not lost: a promise given now could not be kept before the plans in flight are back.
         if not self._admission.fits(group, self._num_running):
@@ -323,6 +334,9 @@ class Scheduler:
         """Take the sampled tokens, up to the one that ends the answer."""
         sequence, request = entry.sequence, entry.sequence.request
         group = self._groups[request.request_id]
+        if request.pooling is not None:
+            end = self._end(group, sequence, FinishReason.STOP, now)
+            return Progress(end.request_id, end.index, finish_reason=end.finish_reason, pooled=output.pooled)
         reason: FinishReason | None = None
         taken = 0
         for token in output.tokens:

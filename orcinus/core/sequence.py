@@ -102,6 +102,8 @@ class Sequence:
 
     def wants_more(self) -> bool:
         """Another token may be sampled: the limit isn't reached by those known and in flight."""
+        if self.request.pooling is not None:
+            return self.num_pending == 0
         return self.num_generated + self.num_pending < self.request.max_tokens
 
     def drop_kv(self) -> None:

@@ -20,9 +20,9 @@ from orcinus.engine.messages import EngineDescription
 from orcinus.errors import BatchVarianceError, ConfigurationError
 from orcinus.executor.inline import InlineExecutor
 from orcinus.kernels import KernelSet
-from orcinus.kernels.check import check_batch_invariance
 from orcinus.kernels.select import select_kernels
-from orcinus.models.config import ModelConfig, load_config
+from orcinus.models import Model, ModelShape
+from orcinus.models.config import load_config
 from orcinus.models.decoder import Decoder
 from orcinus.models.generation import load_eos_token_ids
 from orcinus.models.loader import resolve_dtype
@@ -63,15 +63,18 @@ def build_engine(config: EngineConfig, clock: Clock, say: Say = lambda _: None) 
     kernels, notice = select_kernels(config.kernels, device, dtype)
     _say_if(say, notice)
     say(f"loading {config.model} ({model_config.architecture}, {str(dtype).removeprefix('torch.')}, {kernels.name})")
-    decoder = Decoder.load(
+    model = Decoder.load(
         folder, model_config, dtype=dtype, device=device, kernels=kernels, progress=_load_progress(say)
     )
-    _check_promise(config, decoder, kernels, dtype, device, say)
-    plan = _plan_memory(config, decoder, dtype, device, say)
-    worker = _make_worker(config, decoder, plan, dtype, device)
+    _check_promise(config, model, say)
+    plan = _plan_memory(config, model, dtype, device, say)
+    worker = _make_worker(config, model, plan, dtype, device)
     max_batch_tokens = config.max_batch_tokens or _measure_budget(worker, config, plan, device, say)
+    if not model.shape.is_causal:
+        # Whoever fits the model must fit an iteration.
+        max_batch_tokens = max(max_batch_tokens, plan.max_sequence_tokens)
     core = Core(config.scheduler_config(num_blocks=plan.num_blocks, max_batch_tokens=max_batch_tokens))
-    description = _describe(config, decoder, kernels, plan, max_batch_tokens, dtype, device)
+    description = _describe(config, model, kernels, plan, max_batch_tokens, dtype, device)
     return Engine(core, InlineExecutor(worker), clock), description
 
 
@@ -103,20 +106,18 @@ def _resolve_device(config: EngineConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def _check_promise(
-    config: EngineConfig, decoder: Decoder, kernels: KernelSet, dtype: torch.dtype, device: torch.device, say: Say
-) -> None:
+def _check_promise(config: EngineConfig, model: Model, say: Say) -> None:
     """A request's bits must not depend on its company: checked on the model's own shapes before anyone relies on it."""
     try:
-        check_batch_invariance(kernels, decoder.linear_shapes(), dtype, device)
+        model.check_batch_invariance()
     except BatchVarianceError as error:
         if not config.allow_batch_variance:
             raise
         say(f"warning: {error} Starting all the same, as asked: answers may depend on their company.")
 
 
-def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
-    longest = model_config.max_positions
+def _max_model_len(config: EngineConfig, shape: ModelShape) -> int:
+    longest = shape.max_positions
     if config.max_model_len is not None and config.max_model_len > longest:
         raise ConfigurationError(
             f"max_model_len is {config.max_model_len}, but the checkpoint was made for {longest} positions"
@@ -124,39 +125,36 @@ def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
     return config.max_model_len or longest
 
 
-def _plan_memory(
-    config: EngineConfig, decoder: Decoder, dtype: torch.dtype, device: torch.device, say: Say
-) -> MemoryPlan:
-    model_config = decoder.config
-    shape = _kv_shape(config, model_config, dtype)
+def _plan_memory(config: EngineConfig, model: Model, dtype: torch.dtype, device: torch.device, say: Say) -> MemoryPlan:
+    longest = _max_model_len(config, model.shape)
     plan = make_memory_plan(
-        weight_bytes=decoder.weight_bytes,
+        weight_bytes=model.weight_bytes,
         work_bytes=work_area_bytes(
-            model_config, dtype, config.max_batch_tokens or GPU_BATCH_TOKENS, config.max_batch_size
+            model.shape, dtype, config.max_batch_tokens or GPU_BATCH_TOKENS, config.max_batch_size
         ),
-        block_bytes=shape.block_bytes,
+        block_bytes=_kv_shape(config, model.shape, dtype).block_bytes,
         block_size=config.block_size,
-        max_sequence_tokens=_max_model_len(config, model_config),
+        max_sequence_tokens=longest,
         may_shorten=config.max_model_len is None,
         max_batch_size=config.max_batch_size,
         kv_cache_bytes=None if config.kv_cache_gib is None else int(config.kv_cache_gib * GIB),
         free_bytes=free_memory(device),
     )
-    if plan.max_sequence_tokens < _max_model_len(config, model_config):
+    if plan.max_sequence_tokens < longest:
         say(f"the KV pool holds {plan.max_sequence_tokens} tokens, so max_model_len is lowered to that")
     return plan
 
 
-def _kv_shape(config: EngineConfig, model_config: ModelConfig, dtype: torch.dtype) -> KVShape:
-    return KVShape(model_config.num_layers, model_config.num_kv_heads, model_config.head_dim, config.block_size, dtype)
+def _kv_shape(config: EngineConfig, shape: ModelShape, dtype: torch.dtype) -> KVShape:
+    return KVShape(shape.num_layers, shape.num_kv_heads, shape.head_dim, config.block_size, dtype)
 
 
 def _make_worker(
-    config: EngineConfig, decoder: Decoder, plan: MemoryPlan, dtype: torch.dtype, device: torch.device
+    config: EngineConfig, model: Model, plan: MemoryPlan, dtype: torch.dtype, device: torch.device
 ) -> Worker:
-    kv = KVCache(_kv_shape(config, decoder.config, dtype), plan.num_blocks, device)
+    kv = KVCache(_kv_shape(config, model.shape, dtype), plan.num_blocks, device)
     return Worker(
-        decoder,
+        model,
         kv,
         block_size=config.block_size,
         max_sequence_tokens=plan.max_sequence_tokens,
@@ -181,9 +179,8 @@ def _time_prompt(worker: Worker, num_tokens: int, block_size: int, seq_id: int) 
     """Seconds for one prompt of zeros, in an epoch of its own that the engine's first plan (epoch 0) clears away."""
     tokens = pack_tokens([0] * num_tokens)
     blocks = np.arange(-(-num_tokens // block_size), dtype=np.uint32).tobytes()
-    params = SamplingParams(temperature=0, max_tokens=1, seed=0)
-    new = NewSequence(seq_id, 0, num_tokens, tokens, blocks, params, ())
-    plan = IterationPlan(-1 - seq_id, 0, (Work(seq_id, 0, num_tokens, tokens, Output.SAMPLE),), (new,))
+    new = NewSequence(seq_id, 0, num_tokens, tokens, blocks, SamplingParams(), ())
+    plan = IterationPlan(-1 - seq_id, 0, (Work(seq_id, 0, num_tokens, tokens, Output.NOTHING),), (new,))
     started_at = time.perf_counter()
     worker.execute(plan)
     return time.perf_counter() - started_at
@@ -191,27 +188,33 @@ def _time_prompt(worker: Worker, num_tokens: int, block_size: int, seq_id: int) 
 
 def _describe(
     config: EngineConfig,
-    decoder: Decoder,
+    model: Model,
     kernels: KernelSet,
     plan: MemoryPlan,
     max_batch_tokens: int,
     dtype: torch.dtype,
     device: torch.device,
 ) -> EngineDescription:
-    dtype_name = str(dtype).removeprefix("torch.")
+    dtype_name, shape = str(dtype).removeprefix("torch."), model.shape
     return EngineDescription(
         model=config.model,
-        architecture=decoder.config.architecture,
-        num_parameters=decoder.num_parameters,
+        architecture=shape.architecture,
+        num_parameters=model.num_parameters,
         dtype=dtype_name,
         device=device.type,
-        fingerprint=f"{decoder.weights_revision[:16]}/{dtype_name}/kv-{dtype_name}/{kernels.name}/tp1-ep1/eager",
-        weights_revision=decoder.weights_revision,
-        vocab_size=decoder.config.vocab_size,
+        fingerprint=f"{model.weights_revision[:16]}/{dtype_name}/kv-{dtype_name}/{kernels.name}/tp1-ep1/eager",
+        weights_revision=model.weights_revision,
+        vocab_size=shape.vocab_size,
         eos_token_ids=load_eos_token_ids(Path(config.model)),
         max_sequence_tokens=plan.max_sequence_tokens,
         max_request_tokens=plan.num_blocks * plan.block_size,
         max_batch_size=config.max_batch_size,
         max_batch_tokens=max_batch_tokens,
         memory_plan=str(plan),
+        generates=shape.generates,
+        hidden_size=shape.hidden_size,
+        labels=shape.labels,
+        pooling=shape.pooling,
+        is_causal=shape.is_causal,
+        pair_segments=shape.pair_segments,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from orcinus.core.request import Request, SamplingParams, ServiceClass, pack_tokens
+from orcinus.core.request import Pooling, Request, SamplingParams, ServiceClass, pack_tokens
 from orcinus.engine.messages import EngineDescription
 from orcinus.errors import InvalidRequest
 
@@ -37,7 +37,15 @@ class Door:
         Raises:
             InvalidRequest: it can't be served by this engine, whatever the load; the message gives the bound.
         """
-        self._check_tokens(prompt, params)
+        if not self.engine.generates:
+            raise InvalidRequest(
+                f"{self.engine.architecture} has no vocabulary head, so it can't generate; ask it for embeddings"
+                f"{' or classes' if self.engine.labels else ''}",
+                param="model",
+                code="unsupported_task",
+            )
+        self._check_tokens(prompt)
+        self._check_listed_tokens(params)
         room = self.engine.max_sequence_tokens - len(prompt)
         max_tokens = room if params.max_tokens is None else params.max_tokens
         if room < 1 or max_tokens > room:
@@ -63,13 +71,63 @@ class Door:
             resumed=resumed,
         )
 
-    def _check_tokens(self, prompt: Sequence[int], params: SamplingParams) -> None:
+    def admit_pooling(
+        self,
+        request_id: str,
+        prompt: Sequence[int],
+        *,
+        classify: bool = False,
+        second_segment: int = 0,
+        arrived_at: float = 0.0,
+    ) -> Request:
+        """A request for one vector of the prompt: its embedding, or with `classify` the scores of the labels.
+
+        Args:
+            second_segment: where the second text of a pair begins; 0 if there is none.
+
+        Raises:
+            InvalidRequest: it can't be served by this engine; the message gives the bound.
+        """
+        engine = self.engine
+        if classify and not engine.labels:
+            raise InvalidRequest(
+                f"{engine.architecture} has no classifier; load a checkpoint for sequence classification",
+                param="model",
+                code="unsupported_task",
+            )
+        self._check_tokens(prompt)
+        whole = not engine.is_causal or engine.pooling != "last"
+        longest = min(engine.max_sequence_tokens, engine.max_batch_tokens if whole else engine.max_sequence_tokens)
+        if len(prompt) > longest:
+            raise InvalidRequest(
+                f"This model takes at most {longest} tokens at once; the input has {len(prompt)}. Please shorten it.",
+                param="input",
+                code="context_length_exceeded",
+            )
+        return Request(
+            request_id=request_id,
+            prompt=pack_tokens(list(prompt)),
+            params=SamplingParams(),
+            weights_revision=engine.weights_revision,
+            arrived_at=arrived_at,
+            pooling=Pooling(
+                type=engine.pooling,
+                classify=classify,
+                whole=whole,
+                second_segment=second_segment if engine.pair_segments else 0,
+            ),
+        )
+
+    def _check_tokens(self, prompt: Sequence[int]) -> None:
         """Ids outside the vocabulary would read past the embedding table."""
         vocab_size = self.engine.vocab_size
         if not prompt:
             raise InvalidRequest("the prompt is empty; give at least one token", param="prompt")
         if min(prompt) < 0 or max(prompt) >= vocab_size:
             raise InvalidRequest(f"the prompt holds a token id outside 0..{vocab_size - 1}", param="prompt")
+
+    def _check_listed_tokens(self, params: SamplingParams) -> None:
+        vocab_size = self.engine.vocab_size
         for name in ("allowed_token_ids", "banned_token_ids", "stop_token_ids", "logit_bias"):
             ids = getattr(params, name)
             if ids and max(ids) >= vocab_size:

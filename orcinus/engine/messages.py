@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from orcinus.core.progress import Progress
-from orcinus.core.request import FinishReason, Request
+from orcinus.core.request import FinishReason, PoolingType, Request
 
 
 class Add(msgspec.Struct, frozen=True, tag="add"):
@@ -40,7 +40,14 @@ class EngineDescription(msgspec.Struct, frozen=True, tag="description"):
         max_sequence_tokens: the longest prompt + answer.
         max_request_tokens: KV tokens a request may need over all its answers.
         max_batch_size: sequences an iteration; also bounds n.
+        max_batch_tokens: tokens an iteration; also bounds a prompt that can't be cut.
         memory_plan: printed at start.
+        generates: it has a vocabulary head.
+        hidden_size: elements of an embedding.
+        labels: of its classifier, if it has one.
+        pooling: how a prompt's states become one vector.
+        is_causal: prompts can be cut into chunks.
+        pair_segments: the two texts of a pair are told apart.
     """
 
     model: str
@@ -57,6 +64,12 @@ class EngineDescription(msgspec.Struct, frozen=True, tag="description"):
     max_batch_size: int
     max_batch_tokens: int
     memory_plan: str = ""
+    generates: bool = True
+    hidden_size: int = 0
+    labels: tuple[str, ...] = ()
+    pooling: PoolingType = "last"
+    is_causal: bool = True
+    pair_segments: bool = False
 
 
 class Outputs(msgspec.Struct, frozen=True, tag="outputs"):

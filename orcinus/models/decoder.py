@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orcinus.kernels import AttentionBatch, AttentionSpec, KernelSet, PackedLinear
+from orcinus.kernels.check import check_batch_invariance
 from orcinus.kernels.reference import ReferenceKernels
 from orcinus.layers.attention import Attention
 from orcinus.layers.mlp import GatedMlp, Mlp, PlainMlp
 from orcinus.layers.norm import Norm
+from orcinus.models import ModelShape
 from orcinus.models.config import ModelConfig
 from orcinus.models.loader import Checkpoint
 from orcinus.models.weights import FileSource, HeaderSource, PartBuilder
@@ -107,28 +109,61 @@ class Decoder:
         held_bytes = builder.held_bytes + (0 if cos_sin is None else cos_sin.nbytes)
         return cls(config, kernels, body, headers.num_elements, held_bytes, checkpoint.revision)
 
-    def forward(
-        self, tokens: Tensor, batch: AttentionBatch, kv: Sequence[tuple[Tensor, Tensor]], rows: Tensor
-    ) -> Tensor:
-        """Logits of some rows; every row's K and V are written. Never waits for the device.
+    @property
+    def shape(self) -> ModelShape:
+        """Sizes and abilities."""
+        config = self.config
+        qkv = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+        return ModelShape(
+            architecture=config.architecture,
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_layers=config.num_layers,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            widest=max(qkv, 3 * config.intermediate_size),
+            max_positions=config.max_positions,
+            is_causal=config.family.causal,
+        )
 
-        Args:
-            tokens: int64 [tokens].
-            kv: keys and values of each layer.
-            rows: int64 [rows], which of the tokens go through the final norm and the head.
+    def check_batch_invariance(self) -> None:
+        """Compare rows alone and in a crowd, for every product of the model.
 
-        Returns:
-            float32 [rows, vocab_size].
+        Raises:
+            BatchVarianceError: a row's bits depend on its company.
         """
+        embedding = self.body.embedding
+        check_batch_invariance(self.kernels, self.linear_shapes(), embedding.dtype, embedding.device)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        batch: AttentionBatch,
+        kv: Sequence[tuple[Tensor, Tensor]],
+        segments: Tensor | None = None,
+    ) -> Tensor:
+        """See `Model.forward`."""
         body = self.body
         x = F.embedding(tokens, body.embedding)
         if body.positions is not None:
             x = x + F.embedding(batch.positions, body.positions)
         for layer, layer_kv in zip(body.layers, kv, strict=True):
             x = layer(x, batch, layer_kv)
-        if not len(rows):
-            return x.new_empty((0, self.config.vocab_size), dtype=torch.float32)
-        return self.kernels.linear_float32(body.final_norm(x[rows]), body.head)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Model.logits`."""
+        if not len(hidden):
+            return hidden.new_empty((0, self.config.vocab_size), dtype=torch.float32)
+        return self.kernels.linear_float32(self.states(hidden), self.body.head)
+
+    def states(self, hidden: Tensor) -> Tensor:
+        """See `Model.states`."""
+        return self.body.final_norm(hidden)
+
+    def class_scores(self, pooled: Tensor) -> Tensor:
+        """See `Model.class_scores`."""
+        raise NotImplementedError
 
     def linear_shapes(self) -> list[tuple[int, int]]:
         """The distinct (in, out) of all products, smallest first."""

@@ -103,6 +103,11 @@ class Tokenizer:
         ids: list[int] = self.library.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], int]:
+        """Two texts as one input, as the checkpoint joins them: token ids, and where those of type 1 begin (or 0)."""
+        encoding = self.library.encode(first, second, add_special_tokens=True)
+        return encoding.ids, encoding.type_ids.index(1) if 1 in encoding.type_ids else 0
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Text of token ids; ids outside the vocabulary have none."""
         return self.library.decode(list(ids), skip_special_tokens=skip_special_tokens)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from orcinus.errors import MemoryPlanError
-from orcinus.models.config import ModelConfig
+from orcinus.models import ModelShape
 
 GIB = 2**30
 # Nobody asked for more: enough for 64 long chats with a small model, and it leaves a laptop usable.
@@ -52,13 +52,11 @@ class MemoryPlan:
         )
 
 
-def work_area_bytes(config: ModelConfig, dtype: torch.dtype, max_batch_tokens: int, max_batch_size: int) -> int:
+def work_area_bytes(shape: ModelShape, dtype: torch.dtype, max_batch_tokens: int, max_batch_size: int) -> int:
     """The largest iteration: hidden states, the widest projection and its output at once, and float32 logits thrice
     (raw, altered, sampled)."""
-    qkv = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    widest = max(qkv, 3 * config.intermediate_size)
-    activations = max_batch_tokens * (4 * config.hidden_size + widest) * dtype.itemsize
-    return activations + 3 * max_batch_size * config.vocab_size * 4
+    activations = max_batch_tokens * (4 * shape.hidden_size + shape.widest) * dtype.itemsize
+    return activations + (3 * max_batch_size * shape.vocab_size * 4 if shape.generates else 0)
 
 
 def make_memory_plan(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from orcinus.core.plan import FED_BACK, Output, Work
@@ -25,6 +26,8 @@ class Packed:
         rows: int64 [rows], the rows that go through the vocabulary head, in the order of `samples` then `scored`.
         samples: work items that sample, one row each.
         scored: work items that want prompt logprobs, with the prompt positions that they predict.
+        pooled: work items that want a vector, with their rows.
+        segments: int64 [tokens], 1 in the second text of a pair; None if nothing here has one.
     """
 
     tokens: Tensor
@@ -32,6 +35,8 @@ class Packed:
     rows: Tensor
     samples: list[int]
     scored: list[tuple[int, range]]
+    pooled: list[tuple[int, range]]
+    segments: Tensor | None
 
 
 def pack(work: Sequence[Work], logs: Sequence[SequenceLog], sequences: Sequences, block_size: int) -> Packed:
@@ -58,7 +63,13 @@ def pack(work: Sequence[Work], logs: Sequence[SequenceLog], sequences: Sequences
         positions=torch.from_numpy(positions),
     )
     rows, samples, scored = _head_rows(work, logs, query_starts)
-    return Packed(torch.from_numpy(tokens), batch, torch.from_numpy(rows), samples, scored)
+    pooled = [
+        (i, range(int(query_starts[i]), int(query_starts[i + 1])))
+        for i, item in enumerate(work)
+        if item.output & Output.POOLED
+    ]
+    segments = _segments(logs, owners, positions)
+    return Packed(torch.from_numpy(tokens), batch, torch.from_numpy(rows), samples, scored, pooled, segments)
 
 
 def to_device(packed: Packed, device: torch.device) -> Packed:
@@ -78,7 +89,18 @@ def to_device(packed: Packed, device: torch.device) -> Packed:
         packed.rows.to(device),
         packed.samples,
         packed.scored,
+        packed.pooled,
+        None if packed.segments is None else packed.segments.to(device),
     )
+
+
+def _segments(logs: Sequence[SequenceLog], owners: NDArray[np.int64], positions: NDArray[np.int64]) -> Tensor | None:
+    """Which tokens lie in the second text of their pair."""
+    pooling = [log.description.pooling for log in logs]
+    starts = np.array([0 if p is None else p.second_segment for p in pooling], dtype=np.int64)
+    if not starts.any():
+        return None
+    return torch.from_numpy(((starts > 0)[owners] & (positions >= starts[owners])).astype(np.int64))
 
 
 def _input_tokens(item: Work, log: SequenceLog) -> bytes:
@@ -94,8 +116,8 @@ def _input_tokens(item: Work, log: SequenceLog) -> bytes:
 
 
 def _head_rows(
-    work: Sequence[Work], logs: Sequence[SequenceLog], query_starts: np.ndarray[tuple[int], np.dtype[np.int64]]
-) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], list[int], list[tuple[int, range]]]:
+    work: Sequence[Work], logs: Sequence[SequenceLog], query_starts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], list[int], list[tuple[int, range]]]:
     """Rows whose logits are needed. The row at position p predicts position p + 1."""
     samples = [i for i, item in enumerate(work) if item.output & Output.SAMPLE]
     scored: list[tuple[int, range]] = []

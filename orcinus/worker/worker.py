@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+import msgspec
 import torch
 
 from orcinus.core.plan import IterationPlan, IterationResult, SequenceFailure, SequenceOutput, TokenLogprobs
 from orcinus.errors import RequestFailed
-from orcinus.models.decoder import Decoder
+from orcinus.models import Model
 from orcinus.worker.kv import KVCache
 from orcinus.worker.pack import Packed, pack, to_device
+from orcinus.worker.pooling import pool
 from orcinus.worker.sampler import Sampled, Sampler, SampleRow
 from orcinus.worker.sequences import SequenceLog, Sequences
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What an iteration gave, by work item."""
+
+    outputs: dict[int, SequenceOutput]
+    failures: dict[int, SequenceFailure]
 
 
 class Worker:
@@ -21,7 +32,7 @@ class Worker:
 
     def __init__(
         self,
-        decoder: Decoder,
+        model: Model,
         kv: KVCache,
         *,
         block_size: int,
@@ -29,11 +40,11 @@ class Worker:
         max_batch_size: int,
         device: torch.device,
     ) -> None:
-        self._decoder = decoder
+        self._model = model
         self._kv = kv
         self._block_size = block_size
         self._device = device
-        self._sampler = Sampler(decoder.config.vocab_size, device)
+        self._sampler = Sampler(model.shape.vocab_size, device)
         self._sequences = Sequences(-(-max_sequence_tokens // block_size), max_batch_size)
         self._epoch = 0
 
@@ -60,27 +71,51 @@ class Worker:
     def _run(
         self, plan: IterationPlan, logs: list[SequenceLog], packed: Packed
     ) -> tuple[tuple[SequenceOutput, ...], tuple[SequenceFailure, ...]]:
-        logits = self._decoder.forward(packed.tokens, packed.batch, self._kv.layers, packed.rows)
+        found = _Found({}, {})
+        hidden = self._model.forward(packed.tokens, packed.batch, self._kv.layers, packed.segments)
+        if packed.pooled:
+            self._pool(plan, logs, packed, hidden, found)
+        if len(packed.rows):
+            self._sample(plan, logs, packed, self._model.logits(hidden[packed.rows]), found)
+        return tuple(found.outputs.values()), tuple(found.failures.values())
+
+    def _pool(
+        self, plan: IterationPlan, logs: list[SequenceLog], packed: Packed, hidden: torch.Tensor, found: _Found
+    ) -> None:
+        """Vectors, by work item."""
+        wanted = []
+        for i, rows in packed.pooled:
+            pooling = logs[i].description.pooling
+            assert pooling is not None
+            wanted.append((pooling, rows))
+        for (i, _), vector in zip(packed.pooled, pool(self._model, hidden, wanted), strict=True):
+            seq_id = plan.work[i].seq_id
+            if bool(torch.isfinite(vector).all()):
+                found.outputs[i] = SequenceOutput(seq_id, (), pooled=vector.cpu().numpy().tobytes())
+            else:
+                found.failures[i] = SequenceFailure(seq_id, "numerical_error", _EXPLANATIONS["numerical_error"])
+
+    def _sample(
+        self, plan: IterationPlan, logs: list[SequenceLog], packed: Packed, logits: torch.Tensor, found: _Found
+    ) -> None:
+        """Tokens and log-probabilities, by work item. `logits` has the rows of the samples, then the scored ones."""
         scores = dict(self._score_prompts(logits[len(packed.samples) :], logs, packed))
         rows = [_sample_row(logs[i]) for i in packed.samples]
         sampled = self._sampler.sample(logits[: len(rows)], rows) if rows else []
-        outputs: dict[int, SequenceOutput] = {}
-        failures: dict[int, SequenceFailure] = {}
         for i, result in zip(packed.samples, sampled, strict=True):
             seq_id = plan.work[i].seq_id
             if result.failure:
-                failures[i] = SequenceFailure(seq_id, result.failure, _EXPLANATIONS[result.failure])
+                found.failures[i] = SequenceFailure(seq_id, result.failure, _EXPLANATIONS[result.failure])
             else:
                 logs[i].append(result.token)
-                outputs[i] = _output(seq_id, result)
+                found.outputs[i] = _output(seq_id, result)
         for i, score in scores.items():
             if isinstance(score, RequestFailed):
-                outputs.pop(i, None)
-                failures[i] = SequenceFailure(plan.work[i].seq_id, score.code, str(score))
-            elif i not in failures:
-                tokens, logprobs = (outputs[i].tokens, outputs[i].logprobs) if i in outputs else ((), ())
-                outputs[i] = SequenceOutput(plan.work[i].seq_id, tokens, logprobs, score)
-        return tuple(outputs.values()), tuple(failures.values())
+                found.outputs.pop(i, None)
+                found.failures[i] = SequenceFailure(plan.work[i].seq_id, score.code, str(score))
+            elif i not in found.failures:
+                sampled_too = found.outputs.get(i, SequenceOutput(plan.work[i].seq_id, ()))
+                found.outputs[i] = msgspec.structs.replace(sampled_too, prompt_logprobs=score)
 
     def _score_prompts(
         self, logits: torch.Tensor, logs: list[SequenceLog], packed: Packed

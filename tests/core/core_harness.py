@@ -25,7 +25,15 @@ from orcinus.core.plan import (
 )
 from orcinus.core.progress import Progress
 from orcinus.core.recording import Recorder
-from orcinus.core.request import FinishReason, Request, SamplingParams, ServiceClass, pack_tokens, unpack_tokens
+from orcinus.core.request import (
+    FinishReason,
+    Pooling,
+    Request,
+    SamplingParams,
+    ServiceClass,
+    pack_tokens,
+    unpack_tokens,
+)
 from orcinus.core.sequence import Sequence, SequenceGroup
 
 VOCAB = 32
@@ -54,6 +62,8 @@ def closed_form_token(
 
 def expected_answer(request: Request, index: int) -> tuple[list[int], FinishReason]:
     """The whole answer and why it ends, from the request alone; resumed tokens included."""
+    if request.pooling is not None:
+        return [], FinishReason.STOP
     ends = tuple(sorted(request.end_token_ids))
     resumed = unpack_tokens(request.resumed[index]) if request.resumed else ()
     prompt, tokens = request.num_prompt_tokens, list[int]()
@@ -75,6 +85,7 @@ def make_request(
     service_class: ServiceClass = ServiceClass.NORMAL,
     resumed: tuple[bytes, ...] = (),
     eos: tuple[int, ...] = (),
+    pooling: Pooling | None = None,
     **params: object,
 ) -> Request:
     """A request; `prompt` as a number gives that many tokens that no other seed has."""
@@ -87,7 +98,13 @@ def make_request(
         arrived_at=arrived_at,
         service_class=service_class,
         resumed=resumed,
+        pooling=pooling,
     )
+
+
+def closed_form_vector(tokens: bytes) -> bytes:
+    """The vector that the model makes of a prompt."""
+    return mix(*unpack_tokens(tokens)).to_bytes(8, "little")
 
 
 @dataclass
@@ -185,6 +202,11 @@ class PrefixWorker:
         if Output.PROMPT_LOGPROBS in work.output:
             ends_at = min(end + 1, new.num_prompt_tokens)
             prompt_logprobs = tuple(TokenLogprobs(float(at), 0) for at in range(work.start + 1, ends_at))
+        if Output.POOLED in work.output:
+            assert end == new.num_prompt_tokens == len(sequence.tokens), "a vector of half a prompt"
+            assert new.pooling is not None
+            assert work.start == 0 or not new.pooling.whole, "the prompt was cut"
+            return SequenceOutput(work.seq_id, (), pooled=closed_form_vector(new.tokens))
         return SequenceOutput(work.seq_id, tokens, logprobs, prompt_logprobs)
 
     def _prefixes(self, sequence: WorkerSequence, end: int) -> list[int]:
@@ -232,6 +254,7 @@ class World:
         self.stale: list[IterationResult] = []
         self.requests: dict[str, Request] = {}
         self.delivered: dict[tuple[str, int], Delivered] = {}
+        self.stopped: set[str] = set()
 
     # ---- inputs
 
@@ -242,6 +265,7 @@ class World:
         for index in range(request.params.n):
             resumed = list(unpack_tokens(request.resumed[index])) if request.resumed else []
             delivered = Delivered(resumed)
+            self.stopped.discard(request.request_id)
             answer, reason = expected_answer(request, index)
             if request.resumed and answer == resumed:
                 delivered.finish_reason = reason
@@ -252,6 +276,8 @@ class World:
         self, request_id: str, index: int | None = None, cause: FinishReason = FinishReason.ABORT
     ) -> list[Progress]:
         progress = self.core.abort(request_id, self._tick(), index, cause)
+        if progress:
+            self.stopped.add(request_id)
         self._deliver(progress)
         self.check()
         return progress
@@ -386,6 +412,8 @@ class World:
 
     def _check_answer(self, request: Request, part: Progress, seen: Delivered) -> None:
         answer, reason = expected_answer(request, part.index)
+        if request.pooling is not None and part.finish_reason is FinishReason.STOP and not self._ended_early(part):
+            assert part.pooled == closed_form_vector(request.prompt), "a vector was lost or crossed"
         assert seen.tokens == answer[: len(seen.tokens)], "a token was lost, repeated or crossed"
         at = [line.logprob for line in seen.prompt_logprobs]
         assert at == [float(position) for position in range(1, len(at) + 1)], "prompt logprobs out of order"
@@ -398,6 +426,10 @@ class World:
             assert part.stop_token == (answer[-1] if reason is FinishReason.STOP else None)
             wanted = request.params.prompt_logprobs is not None and part.index == 0 and not request.resumed
             assert len(at) == (request.num_prompt_tokens - 1 if wanted else 0)
+
+    def _ended_early(self, part: Progress) -> bool:
+        """Ended by a client with cause `stop`: nothing came along."""
+        return part.request_id in self.stopped
 
     def _ended_outside(self, part: Progress) -> bool:
         """A stop string, found outside core, ended it: `stop` without a token."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from contextlib import suppress
 
+import msgspec
 import pytest
 from core_harness import EOS, VOCAB, World, expected_answer, make_request
 from hypothesis import settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from orcinus.core.config import SchedulerConfig
-from orcinus.core.request import FinishReason, Request, ServiceClass, pack_tokens
+from orcinus.core.request import FinishReason, Pooling, Request, SamplingParams, ServiceClass, pack_tokens
 from orcinus.errors import InvalidRequest
 
 
@@ -47,6 +48,9 @@ def random_request(rng: random.Random, number: int, now: float) -> Request:
         logprobs=0 if rng.random() < 0.3 else None,
         prompt_logprobs=0 if rng.random() < 0.3 else None,
     )
+    if rng.random() < 0.15:
+        pooling = Pooling(type="last", whole=rng.random() < 0.7)
+        return msgspec.structs.replace(request, pooling=pooling, params=SamplingParams())
     return resume_midway(rng, request) if rng.random() < 0.2 else request
 
 

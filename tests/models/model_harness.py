@@ -43,9 +43,8 @@ class Pool:
         """One iteration of (sequence, start, tokens); the logits of all rows, or of some."""
         tokens = [token for _, _, piece in work for token in piece]
         with torch.inference_mode():
-            return self.decoder.forward(
-                torch.tensor(tokens), self._batch(work), self.kv, torch.tensor(rows or range(len(tokens)))
-            )
+            hidden = self.decoder.forward(torch.tensor(tokens), self._batch(work), self.kv)
+            return self.decoder.logits(hidden[torch.tensor(rows or range(len(tokens)))])
 
     def _batch(self, work: Sequence[tuple[int, int, Sequence[int]]]) -> AttentionBatch:
         starts, tables, slots, positions = [0], [], [], []
