@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from http import HTTPStatus
 from importlib import metadata
-from typing import TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -19,76 +16,35 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orcinus.core.clock import Clock
 from orcinus.core.request import Request as EngineRequest
 from orcinus.core.request import SamplingParams
-from orcinus.engine.door import Door
-from orcinus.errors import EngineDied, InvalidRequest, OrcinusError, Overloaded
-from orcinus.server.answers import Answers, EngineFront
+from orcinus.errors import EngineDied, InvalidRequest, OrcinusError
+from orcinus.server.answers import Answers
 from orcinus.server.delivery import EventStream, WholeAnswer
-from orcinus.server.errors import JSON, MAX_ECHO_CHARACTERS, HttpRefusal, handle_error
-from orcinus.server.gate import ApiKeys, Gate, read_json_body
+from orcinus.server.errors import handle_error
+from orcinus.server.gate import Gate
+from orcinus.server.intake import Intake, Limits, ServerContext, json_response, off_loop
 from orcinus.server.metrics import CONTENT_TYPE, Metrics
 from orcinus.server.protocol import ChatRequest, CompletionRequest, GenerateRequest, parse
 from orcinus.server.responses import ChatDialect, CompletionDialect, Dialect, ReplyFrame
 from orcinus.server.translate import chat_params, completion_params, messages_of, prompts_of
-from orcinus.text.chat import ChatTemplate
-from orcinus.text.generation import GenerationDefaults
-from orcinus.text.tokenizer import Tokenizer
+from orcinus.server.vector_api import CLASSIFY_PATHS, EMBEDDING_PATHS, RERANK_PATHS, SCORE_PATHS, VectorApi
 
-# Below this many characters a thread costs more than the tokenising that it takes off the event loop.
-_INLINE_CHARACTERS = 2_000
-_RETRY_SECONDS = 1.0
-
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a client can't exceed.
-
-    Args:
-        max_body_bytes: more is a 413.
-        max_live: requests to the engine at a time (each prompt is one); more are a 429.
-    """
-
-    max_body_bytes: int = 16 * 2**20
-    max_live: int = 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerContext:
-    """Everything that the endpoints stand on.
-
-    Args:
-        client: the engine's front end; it has started.
-        door: what every request passes.
-        clock: the engine's clock.
-        tokenizer: None serves token ids only.
-        chat_template: None serves no conversations.
-        served_model_names: the first is the one in answers; a request may use any, or none.
-        api_keys: empty lets everybody in.
-        defaults: for sampling, where a request says nothing.
-    """
-
-    client: EngineFront
-    door: Door
-    clock: Clock
-    tokenizer: Tokenizer | None
-    chat_template: ChatTemplate | None
-    served_model_names: tuple[str, ...]
-    api_keys: ApiKeys = field(default_factory=lambda: ApiKeys(()))
-    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
-    limits: Limits = field(default_factory=Limits)
+__all__ = ["Limits", "ServerContext", "create_app"]
 
 
 def create_app(context: ServerContext) -> Starlette:
     """The ASGI application over a started engine."""
-    api = _Api(context)
+    intake = Intake(context, Metrics(context.client, context.served_model_names[0]))
+    api, vectors = _Api(intake), VectorApi(intake)
     app = Starlette(
         routes=[
             Route("/v1/completions", api.completions, methods=["POST"]),
             Route("/v1/chat/completions", api.chat_completions, methods=["POST"]),
+            *(Route(path, vectors.embeddings, methods=["POST"]) for path in EMBEDDING_PATHS),
+            *(Route(path, vectors.classify, methods=["POST"]) for path in CLASSIFY_PATHS),
+            *(Route(path, vectors.score, methods=["POST"]) for path in SCORE_PATHS),
+            *(Route(path, vectors.rerank, methods=["POST"]) for path in RERANK_PATHS),
             Route("/v1/models", api.models),
             Route("/v1/models/{model:path}", api.model),
             Route("/health", api.health),
@@ -110,16 +66,17 @@ def create_app(context: ServerContext) -> Starlette:
 class _Api:
     """The endpoints."""
 
-    def __init__(self, context: ServerContext) -> None:
-        self._context = context
-        self._metrics = Metrics(context.client, context.served_model_names[0])
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._context = intake.context
+        self._metrics = intake.metrics
         self._created = int(time.time())
         self._completion_decoder = msgspec.json.Decoder(CompletionRequest)
         self._chat_decoder = msgspec.json.Decoder(ChatRequest)
 
     async def completions(self, request: Request) -> WholeAnswer | EventStream:
         """POST /v1/completions."""
-        asked = parse(await self._body(request), self._completion_decoder)
+        asked = parse(await self._intake.body(request), self._completion_decoder)
         frame = self._frame("cmpl-", asked)
         params = completion_params(asked, self._context.defaults)
         prompts = await self._token_prompts(prompts_of(asked))
@@ -129,7 +86,7 @@ class _Api:
 
     async def chat_completions(self, request: Request) -> WholeAnswer | EventStream:
         """POST /v1/chat/completions."""
-        asked = parse(await self._body(request), self._chat_decoder)
+        asked = parse(await self._intake.body(request), self._chat_decoder)
         frame = self._frame("chatcmpl-", asked)
         params = chat_params(asked, self._context.defaults)
         prompt = await self._chat_prompt(asked)
@@ -143,13 +100,15 @@ class _Api:
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
-        return _json({"object": "list", "data": [self._model(name) for name in self._context.served_model_names]})
+        return json_response(
+            {"object": "list", "data": [self._model(name) for name in self._context.served_model_names]}
+        )
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{model}."""
         name: str = request.path_params["model"]
-        self._check_model(name)
-        return _json(self._model(name))
+        self._intake.model_name(name)
+        return json_response(self._model(name))
 
     async def health(self, request: Request) -> Response:
         """GET /health: 200 only while the engine is alive."""
@@ -163,7 +122,7 @@ class _Api:
 
     async def version(self, request: Request) -> Response:
         """GET /version."""
-        return _json({"version": metadata.version("orcinus-llm")})
+        return json_response({"version": metadata.version("orcinus-llm")})
 
     def _model(self, name: str) -> dict[str, object]:
         return {
@@ -174,21 +133,8 @@ class _Api:
             "max_model_len": self._context.door.engine.max_sequence_tokens,
         }
 
-    async def _body(self, request: Request) -> bytes:
-        return await read_json_body(request, self._context.limits.max_body_bytes)
-
-    def _check_model(self, name: str | None) -> None:
-        if name is not None and name not in self._context.served_model_names:
-            raise HttpRefusal(
-                HTTPStatus.NOT_FOUND,
-                f"The model {name[:MAX_ECHO_CHARACTERS]!r} does not exist; GET /v1/models lists what is served.",
-                param="model",
-                code="model_not_found",
-            )
-
     def _frame(self, prefix: str, asked: GenerateRequest) -> ReplyFrame:
-        self._check_model(asked.model)
-        name = asked.model or self._context.served_model_names[0]
+        name = self._intake.model_name(asked.model)
         fingerprint = self._context.door.engine.fingerprint
         return ReplyFrame(prefix + secrets.token_hex(16), int(time.time()), name, fingerprint)
 
@@ -200,12 +146,12 @@ class _Api:
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         if not texts:
             return [prompt for prompt in prompts if not isinstance(prompt, str)]
-        tokenizer = self._tokenizer("prompt")
+        tokenizer = self._intake.tokenizer("prompt")
         size = sum(map(len, texts))
-        return await _off_loop(size, lambda: [tokenizer.encode(text, add_special_tokens=True) for text in texts])
+        return await off_loop(size, lambda: [tokenizer.encode(text, add_special_tokens=True) for text in texts])
 
     async def _chat_prompt(self, asked: ChatRequest) -> Sequence[int]:
-        tokenizer, template = self._tokenizer("messages"), self._context.chat_template
+        tokenizer, template = self._intake.tokenizer("messages"), self._context.chat_template
         if template is None:
             raise InvalidRequest(
                 "this model has no chat template; use /v1/completions", param="messages", code="unsupported_parameter"
@@ -217,16 +163,7 @@ class _Api:
             text = template.render(messages, add_generation_prompt=opens, variables=asked.chat_template_kwargs)
             return tokenizer.encode(text, add_special_tokens=False)
 
-        return await _off_loop(sum(len(str(message["content"])) for message in messages), encode)
-
-    def _tokenizer(self, param: str) -> Tokenizer:
-        if self._context.tokenizer is None:
-            raise InvalidRequest(
-                "this model has no tokenizer; send token ids to /v1/completions",
-                param=param,
-                code="unsupported_parameter",
-            )
-        return self._context.tokenizer
+        return await off_loop(sum(len(str(message["content"])) for message in messages), encode)
 
     def _admit(self, reply_id: str, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[EngineRequest]:
         """Past the door, and past the guard against more work than can be kept track of."""
@@ -237,9 +174,7 @@ class _Api:
             self._context.door.admit(f"{reply_id}-{number}", prompt, params, arrived_at=now)
             for number, prompt in enumerate(prompts)
         ]
-        limit = self._context.limits.max_live
-        if self._context.client.num_live + len(requests) > limit:
-            raise Overloaded(f"more than {limit} requests are being served; try again", retry_after=_RETRY_SECONDS)
+        self._intake.check_room(len(requests))
         return requests
 
     def _deliver(
@@ -252,17 +187,6 @@ class _Api:
         return WholeAnswer(answers, dialect)
 
 
-async def _off_loop(num_characters: int, work: Callable[[], Result]) -> Result:
-    """Long texts in a thread: the tokenizer lets go of the interpreter while it works."""
-    if num_characters <= _INLINE_CHARACTERS:
-        return work()
-    return await asyncio.to_thread(work)
-
-
 async def _nobody_listens(request: Request, error: Exception) -> Response:
     """The client has gone; what is returned here isn't sent to anybody."""
     return Response(status_code=HTTPStatus.BAD_REQUEST)
-
-
-def _json(content: object) -> Response:
-    return Response(msgspec.json.encode(content), media_type=JSON)

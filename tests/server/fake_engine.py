@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from array import array
 
 import msgspec
 import zmq
@@ -32,6 +33,7 @@ DESCRIPTION = EngineDescription(
     max_request_tokens=8192,
     max_batch_size=16,
     max_batch_tokens=512,
+    hidden_size=4,
 )
 
 
@@ -90,7 +92,8 @@ class FakeEngine:
 
     def run(self) -> None:
         """Until Shutdown, or until `--crash-after` iterations have run."""
-        self.send(DESCRIPTION)
+        labels = tuple(self.options.labels.split(",")) if self.options.labels else ()
+        self.send(msgspec.structs.replace(DESCRIPTION, labels=labels, generates=not labels))
         # One millisecond an iteration while there is work; without work, wait for some.
         while self.take_messages(1 if self.answers else None):
             if self.answers:
@@ -125,7 +128,19 @@ class FakeEngine:
             )
             self.send(Outputs((failure,)))
             return
+        if request.pooling is not None:
+            self.send(Outputs((self.vector(request),)))
+            return
         self.answers += [Answer(request, index) for index in range(request.params.n)]
+
+    def vector(self, request: Request) -> Progress:
+        """An embedding of the first tokens, or as scores their number and the second segment's beginning."""
+        assert request.pooling is not None
+        tokens = unpack_tokens(request.prompt)
+        numbers = [len(tokens), request.pooling.second_segment, 0, 0] if request.pooling.classify else [*tokens[:3], 1]
+        wanted = len(self.options.labels.split(",")) if request.pooling.classify else 4
+        pooled = array("f", (numbers + [0] * 4)[:wanted]).tobytes()
+        return Progress(request.request_id, 0, finish_reason=FinishReason.STOP, pooled=pooled)
 
     def abort(self, abort: Abort) -> None:
         """End one answer or all of a request, and say so."""
@@ -164,6 +179,7 @@ def main() -> None:
     parser.add_argument("--socket", required=True)
     parser.add_argument("--log")
     parser.add_argument("--crash-after", type=int, default=0)
+    parser.add_argument("--labels", default="", help="of a classifier; then nothing is generated")
     parser.add_argument("--fail", help="message to fail with before being ready")
     parser.add_argument("--exit-code", type=int, default=1)
     options = parser.parse_args()

@@ -1,0 +1,132 @@
+"""What all endpoints share: the context they stand on, and a request's way in up to the engine's door."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from orcinus.core.clock import Clock
+from orcinus.engine.door import Door
+from orcinus.errors import InvalidRequest, Overloaded
+from orcinus.server.answers import EngineFront
+from orcinus.server.errors import JSON, MAX_ECHO_CHARACTERS, HttpRefusal
+from orcinus.server.gate import ApiKeys, read_json_body
+from orcinus.server.metrics import Metrics
+from orcinus.text.chat import ChatTemplate
+from orcinus.text.generation import GenerationDefaults
+from orcinus.text.tokenizer import Tokenizer
+
+# Below this many characters a thread costs more than the tokenising that it takes off the event loop.
+_INLINE_CHARACTERS = 2_000
+_RETRY_SECONDS = 1.0
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client can't exceed.
+
+    Args:
+        max_body_bytes: more is a 413.
+        max_live: requests to the engine at a time (each prompt is one); more are a 429.
+    """
+
+    max_body_bytes: int = 16 * 2**20
+    max_live: int = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerContext:
+    """Everything that the endpoints stand on.
+
+    Args:
+        client: the engine's front end; it has started.
+        door: what every request passes.
+        clock: the engine's clock.
+        tokenizer: None serves token ids only.
+        chat_template: None serves no conversations.
+        served_model_names: the first is the one in answers; a request may use any, or none.
+        api_keys: empty lets everybody in.
+        defaults: for sampling, where a request says nothing.
+    """
+
+    client: EngineFront
+    door: Door
+    clock: Clock
+    tokenizer: Tokenizer | None
+    chat_template: ChatTemplate | None
+    served_model_names: tuple[str, ...]
+    api_keys: ApiKeys = field(default_factory=lambda: ApiKeys(()))
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """The checks and conversions at the beginning of every endpoint."""
+
+    context: ServerContext
+    metrics: Metrics
+
+    async def body(self, request: Request) -> bytes:
+        """The JSON body, under the size limit."""
+        return await read_json_body(request, self.context.limits.max_body_bytes)
+
+    def model_name(self, asked: str | None) -> str:
+        """The name to answer under.
+
+        Raises:
+            HttpRefusal: a model that isn't served.
+        """
+        if asked is not None and asked not in self.context.served_model_names:
+            raise HttpRefusal(
+                HTTPStatus.NOT_FOUND,
+                f"The model {asked[:MAX_ECHO_CHARACTERS]!r} does not exist; GET /v1/models lists what is served.",
+                param="model",
+                code="model_not_found",
+            )
+        return asked or self.context.served_model_names[0]
+
+    def tokenizer(self, param: str) -> Tokenizer:
+        """To read text with.
+
+        Raises:
+            InvalidRequest: the checkpoint has none.
+        """
+        if self.context.tokenizer is None:
+            raise InvalidRequest(
+                "this model has no tokenizer; send token ids to /v1/completions",
+                param=param,
+                code="unsupported_parameter",
+            )
+        return self.context.tokenizer
+
+    def check_room(self, num_requests: int) -> None:
+        """The guard against more work than can be kept track of.
+
+        Raises:
+            Overloaded: too much is being served.
+        """
+        limit = self.context.limits.max_live
+        if self.context.client.num_live + num_requests > limit:
+            raise Overloaded(f"more than {limit} requests are being served; try again", retry_after=_RETRY_SECONDS)
+
+
+async def off_loop(num_characters: int, work: Callable[[], Result]) -> Result:
+    """Long texts in a thread: the tokenizer lets go of the interpreter while it works."""
+    if num_characters <= _INLINE_CHARACTERS:
+        return work()
+    return await asyncio.to_thread(work)
+
+
+def json_response(content: object) -> Response:
+    """Anything that msgspec encodes."""
+    return Response(msgspec.json.encode(content), media_type=JSON)

@@ -1,0 +1,108 @@
+"""What clients of embeddings, classes, scores and rankings send and receive: OpenAI's shapes, vLLM's and Jina's."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+
+class EmbeddingRequest(msgspec.Struct, kw_only=True):
+    """POST /v1/embeddings."""
+
+    input: str | list[str | int | list[int]]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    user: str | None = None
+
+
+class ClassifyRequest(msgspec.Struct, kw_only=True):
+    """POST /classify."""
+
+    input: str | list[str | int | list[int]]
+    model: str | None = None
+
+
+class ScoreRequest(msgspec.Struct, kw_only=True):
+    """POST /score: one text against one or many, or pairwise."""
+
+    text_1: str | list[str]
+    text_2: str | list[str]
+    model: str | None = None
+
+
+class Document(msgspec.Struct):
+    """A text to be ranked."""
+
+    text: str
+
+
+class RerankRequest(msgspec.Struct, kw_only=True):
+    """POST /rerank."""
+
+    query: str
+    documents: list[str | Document]
+    model: str | None = None
+    top_n: int | None = None
+
+
+class VectorUsage(msgspec.Struct):
+    """Nothing is generated, so the total is the input."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingData(msgspec.Struct):
+    """One vector: numbers, or little-endian float32 in base64."""
+
+    index: int
+    embedding: list[float] | str
+    object: str = "embedding"
+
+
+class ClassData(msgspec.Struct):
+    """Probabilities of all labels, and the likeliest label."""
+
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class ScoreData(msgspec.Struct):
+    """One pair's score."""
+
+    index: int
+    score: float
+    object: str = "score"
+
+
+class RankedDocument(msgspec.Struct):
+    """A document at its place; `index` is where it stood in the request."""
+
+    index: int
+    document: Document
+    relevance_score: float
+
+
+class VectorReply(msgspec.Struct, kw_only=True):
+    """The frame of embeddings, classes and scores."""
+
+    model: str
+    data: list[EmbeddingData] | list[ClassData] | list[ScoreData]
+    usage: VectorUsage
+    id: str | UnsetType = UNSET
+    created: int | UnsetType = UNSET
+    object: str = "list"
+
+
+class RerankReply(msgspec.Struct, kw_only=True):
+    """The frame of a ranking, best first."""
+
+    id: str
+    model: str
+    results: list[RankedDocument]
+    usage: VectorUsage
