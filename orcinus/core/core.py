@@ -34,7 +34,14 @@ class Idle:
     """Nothing runs and nothing can: wait for a request."""
 
 
-Decision = Submit | Collect | Idle
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """Deadlines have passed: tell the front end, then ask again."""
+
+    progress: list[Progress]
+
+
+Decision = Submit | Collect | Idle | Expired
 
 
 class Core:
@@ -57,6 +64,9 @@ class Core:
 
     def advance(self, now: float) -> Decision:
         """What to do next: schedule unless `num_stages + lookahead` plans are in flight, else collect."""
+        expired = self.scheduler.expire(now)
+        if expired:
+            return Expired(expired)
         has_room = self.scheduler.num_in_flight < self.config.plans_in_flight
         if has_room:
             plan = self.scheduler.schedule(now)

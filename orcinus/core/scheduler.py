@@ -6,6 +6,7 @@ preemption by recompute after vLLM (SOSP '23). Pure: time comes in as an argumen
 
 from __future__ import annotations
 
+import heapq
 from bisect import insort
 from collections import deque
 from math import inf
@@ -50,6 +51,8 @@ class Scheduler:
         self._num_sequences = 0
         self._num_running = 0
         self._resort_at = inf
+        # (deadline, group number, group) of those that have one, soonest first; ended groups are skipped when met.
+        self._deadlines: list[tuple[float, int, SequenceGroup]] = []
         # For the next plan: sequences that the workers hold and may forget.
         self._forget: list[int] = []
 
@@ -105,6 +108,8 @@ class Scheduler:
         self._groups[request.request_id] = group
         self._rank(group, now)
         insort(self.waiting, group, key=_order)
+        if request.deadline is not None:
+            heapq.heappush(self._deadlines, (request.deadline, group.number, group))
         resumed = sum(sequence.num_generated for sequence in sequences)
         self.journal.write(
             why.Added(now, request.request_id, request.num_prompt_tokens, request.max_tokens, params.n, resumed)
@@ -126,6 +131,15 @@ class Scheduler:
             return []
         ending = [sequence for sequence in group.live if index is None or sequence.index == index]
         return [self._end(group, sequence, cause, now) for sequence in ending]
+
+    def expire(self, now: float) -> list[Progress]:
+        """End every request whose deadline has passed, begun or not: nobody wants its answer any more."""
+        progress: list[Progress] = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, group = heapq.heappop(self._deadlines)
+            message = f"the request's deadline passed after {now - group.request.arrived_at:.3f} s"
+            progress += self._end_all(group, "deadline_exceeded", message, now)
+        return progress
 
     # ---- plans go out
 
@@ -367,14 +381,17 @@ class Scheduler:
 
     def _fail(self, failed: Sequence, failure: SequenceFailure, now: float) -> list[Progress]:
         """End the whole request: an answer to half of a question is not what was asked for."""
-        group = self._groups[failed.request.request_id]
+        return self._end_all(self._groups[failed.request.request_id], failure.code, failure.message, now)
+
+    def _end_all(self, group: SequenceGroup, code: str, message: str, now: float) -> list[Progress]:
+        """End what is left of a request with an error."""
         return [
             Progress(
                 group.request.request_id,
                 sequence.index,
                 finish_reason=self._end(group, sequence, FinishReason.ERROR, now).finish_reason,
-                error_code=failure.code,
-                error_message=failure.message,
+                error_code=code,
+                error_message=message,
             )
             for sequence in group.live
         ]

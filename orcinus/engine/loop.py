@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orcinus.core.clock import Clock
-from orcinus.core.core import Collect, Core, Idle, Submit
+from orcinus.core.core import Collect, Core, Expired, Idle, Submit
 from orcinus.core.progress import Progress
 from orcinus.core.recording import Recorder
 from orcinus.core.request import FinishReason, Request
@@ -56,6 +56,8 @@ class Engine:
                 return []
             case Collect():
                 return self._core.update(self._executor.collect(), self._clock.now())
+            case Expired(progress=progress):
+                return progress
             case Idle():
                 return None
 

@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 from orcinus.core.config import SchedulerConfig
-from orcinus.core.core import Collect, Core, Decision, Submit
+from orcinus.core.core import Collect, Core, Decision, Expired, Submit
 from orcinus.core.plan import (
     FED_BACK,
     IterationPlan,
@@ -283,13 +283,22 @@ class World:
         return progress
 
     def advance(self) -> Decision:
+        late = [g.request.request_id for g in self.scheduler.groups() if (g.request.deadline or 1e9) <= self.now]
         before = self.scheduler.num_in_flight
         waiting = list(self.scheduler.waiting)
         decision = self.core.advance(self._tick())
-        self._check_nobody_was_overtaken(waiting)
+        if not isinstance(decision, Expired):
+            self._check_nobody_was_overtaken(waiting)
         if isinstance(decision, Submit):
+            assert not late, "work for a request whose deadline has passed"
             self._check_plan(decision.plan)
             self.in_flight.append(PlanOut(decision.plan))
+        elif isinstance(decision, Expired):
+            for end in decision.progress:
+                deadline = self.requests[end.request_id].deadline
+                assert deadline is not None
+                assert deadline <= self.now, "ended before its deadline"
+            self._deliver(decision.progress)
         elif isinstance(decision, Collect):
             assert before > 0
         else:

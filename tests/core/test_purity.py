@@ -19,6 +19,7 @@ ALLOWED_IMPORTS = {
     "__future__",
     "array",
     "bisect",
+    "heapq",
     "collections",
     "collections.abc",
     "contextlib",

@@ -48,6 +48,8 @@ def random_request(rng: random.Random, number: int, now: float) -> Request:
         logprobs=0 if rng.random() < 0.3 else None,
         prompt_logprobs=0 if rng.random() < 0.3 else None,
     )
+    if rng.random() < 0.1:
+        request = msgspec.structs.replace(request, deadline=now + rng.choice([0.0, 0.005, 0.05]))
     if rng.random() < 0.15:
         pooling = Pooling(type="last", whole=rng.random() < 0.7)
         return msgspec.structs.replace(request, pooling=pooling, params=SamplingParams())
