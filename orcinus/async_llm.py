@@ -1,9 +1,10 @@
-"""`AsyncLLM`: the engine in a process of its own, answers as they grow. For servers; imports without torch."""
+"""`AsyncLLM`: the engine in a process of its own, replaced when it dies; answers as they grow. Without torch."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -13,6 +14,7 @@ from orcinus.engine.clock import MonotonicClock
 from orcinus.engine.config import engine_command, engine_config
 from orcinus.engine.door import Door
 from orcinus.engine.messages import EngineDescription
+from orcinus.engine.supervisor import EngineSupervisor, private_directory
 from orcinus.errors import EngineDied, InvalidRequest
 from orcinus.outputs import RequestCollector, RequestOutput
 from orcinus.text.tokenizer import Tokenizer
@@ -33,6 +35,8 @@ class AsyncLLM:
         self._seeds = random.Random(seed)
         self._clock = MonotonicClock()
         self._client: EngineClient | None = None
+        self._supervisor: EngineSupervisor | None = None
+        self._cleanup = ExitStack()
         self._door: Door | None = None
         self.tokenizer: Tokenizer | None = None
 
@@ -42,8 +46,12 @@ class AsyncLLM:
         Raises:
             ConfigurationError, CheckpointError, EngineDied: it can't start; the message says what to do.
         """
-        self._client = EngineClient(None, engine_command(self._config))
-        description = await self._client.start(lambda line: None)
+        directory = self._cleanup.enter_context(private_directory())
+        self._client = EngineClient(b"async-llm", lambda: supervisor.replace_engine())
+        supervisor = self._supervisor = EngineSupervisor(
+            lambda known: engine_command(self._config, known), directory, [self._client], lambda line: None
+        )
+        description = await supervisor.start()
         self.tokenizer = Tokenizer.load(Path(self._config.model))
         self._door = Door(description, self._seeds)
         return description
@@ -75,8 +83,11 @@ class AsyncLLM:
 
     async def close(self) -> None:
         """End what runs, and the engine process."""
+        if self._supervisor is not None:
+            await self._supervisor.close()
         if self._client is not None:
             await self._client.close()
+        self._cleanup.close()
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -25,6 +25,7 @@ def serve(
     api_key: list[str] | None = None,
     served_model_name: list[str] | None = None,
     insecure_no_auth: bool = False,
+    api_server_count: int = 1,
 ) -> int:
     """Serve a checkpoint behind the OpenAI API: /v1/chat/completions, /v1/completions, /v1/models.
 
@@ -35,6 +36,7 @@ def serve(
             everybody on this machine can read a command line.
         served_model_name: what clients call the model; the folder's name if not given.
         insecure_no_auth: listen beyond this machine without a key.
+        api_server_count: HTTP processes.
     """
     keys = [*(api_key or ()), *filter(None, [os.environ.get(API_KEY_VARIABLE)])]
     settings = ServeSettings(
@@ -44,10 +46,11 @@ def serve(
         api_keys=tuple(keys),
         insecure_no_auth=insecure_no_auth,
         served_model_names=tuple(served_model_name or ()),
+        front_ends=api_server_count,
     )
     run_server(
         settings,
-        engine_command(engine),
+        lambda known: engine_command(engine, known),
         on_progress=_say,
         on_ready=lambda description, url: _say(_banner(description, url, settings.model_names[0], bool(keys))),
     )

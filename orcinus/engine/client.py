@@ -1,20 +1,16 @@
-"""The front end's side of the engine process: starts it, sends requests, hands out their progress. Without torch."""
+"""The front end's side of the engine: sends requests, hands out their progress, resumes them on the next engine.
+
+Each live stream keeps the log of its tokens. When an engine dies, the log is what the next one is given: the answer
+goes on where it was, with the same bits (promise 2), and nothing is delivered twice. Without torch.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from types import TracebackType
 
 import msgspec
@@ -22,27 +18,29 @@ import zmq
 import zmq.asyncio
 
 from orcinus.core.progress import Progress
-from orcinus.core.request import FinishReason, Request
-from orcinus.engine import leash
-from orcinus.engine.messages import Abort, Add, EngineDescription, FromEngine, Outputs, Shutdown, ToEngine
-from orcinus.errors import CheckpointError, ConfigurationError, EngineDied, Overloaded, SystemFault
+from orcinus.core.request import TOKEN_TYPECODE, FinishReason, Request
+from orcinus.engine.messages import (
+    Abort,
+    Add,
+    EngineDescription,
+    EngineDown,
+    EngineGone,
+    EngineUp,
+    FromEngine,
+    Hello,
+    Outputs,
+    Ping,
+    ToEngine,
+)
+from orcinus.errors import EngineDied
 
 # Codes of the errors that end streams from this side. They are stable.
 ENGINE_DIED = "engine_died"
 SHUTTING_DOWN = "shutting_down"
-
-# The exit codes that the engine gives a reason with; all others are EngineDied.
-_FAULT_BY_EXIT_CODE: dict[int, type[SystemFault]] = {2: ConfigurationError, 3: CheckpointError}
+# The state of the queues is asked for so often; it is for metrics.
+_STATS_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
-
-_HIGH_WATER_MARK = 10_000
-_MAX_UNSENT = 1_000
-_MAX_MESSAGE_BYTES = 64 * 2**20
-# How long the frames of a dead engine may take to arrive, and how long a living one may take to leave.
-_LAST_WORDS = 0.1
-_SHUTDOWN_GRACE = 5.0
-_TERMINATE_GRACE = 3.0
 
 
 class Stream:
@@ -60,8 +58,13 @@ class Stream:
         self.arrival = arrival
         self._client = client
         self._open = set(range(request.params.n))
-        self._aborted: set[int] = set()
+        self._aborted: dict[int, FinishReason] = {}
         self._arrived: deque[Progress] = deque()
+        resumed = request.resumed or (b"",) * request.params.n
+        self._logs = [array(TOKEN_TYPECODE, line) for line in resumed]
+        # Prompt log-probabilities handed out, and those that the next engine will give once more.
+        self._num_prompt_logprobs = 0
+        self._num_repeated = 0
 
     def __aiter__(self) -> Stream:
         return self
@@ -83,9 +86,10 @@ class Stream:
 
     def abort(self, index: int | None = None, cause: FinishReason = FinishReason.ABORT) -> None:
         """End one answer, or all of them, in the engine. Their last progress still comes, with `cause`."""
-        meant = self._open - self._aborted if index is None else {index} & (self._open - self._aborted)
+        still_wanted = self._open - self._aborted.keys()
+        meant = still_wanted if index is None else {index} & still_wanted
         if meant:
-            self._aborted |= meant
+            self._aborted |= dict.fromkeys(meant, cause)
             self._client.send_abort(Abort(self.request.request_id, index, cause))
 
     def close(self) -> None:
@@ -98,13 +102,35 @@ class Stream:
     def put(self, progress: Iterable[Progress]) -> None:
         """Called by the client with what the engine sent."""
         for one in progress:
-            if one.index in self._open:
-                self._arrived.append(one)
-                if one.finish_reason is not None:
-                    self._open.discard(one.index)
+            if one.index not in self._open:
+                continue
+            self._logs[one.index].extend(one.tokens)
+            self._arrived.append(self._without_repeated(one))
+            if one.finish_reason is not None:
+                self._open.discard(one.index)
         if not self._open:
             self._client.forget(self)
         self.arrival.set()
+
+    def _without_repeated(self, progress: Progress) -> Progress:
+        """What was handed out before the last engine died isn't handed out again."""
+        if not progress.prompt_logprobs:
+            return progress
+        repeated = min(self._num_repeated, len(progress.prompt_logprobs))
+        self._num_repeated -= repeated
+        new = progress.prompt_logprobs[repeated:]
+        self._num_prompt_logprobs += len(new)
+        return msgspec.structs.replace(progress, prompt_logprobs=new) if repeated else progress
+
+    def resumption(self) -> tuple[Request, list[Abort]]:
+        """What the next engine is to be told: the request with what is known of its answers, and those that have ended
+        outside (by a stop string, or unwanted) although their tokens don't say so."""
+        request = self.request
+        self._num_repeated = self._num_prompt_logprobs
+        if any(self._logs):
+            request = msgspec.structs.replace(request, resumed=tuple(log.tobytes() for log in self._logs))
+        ended = {index: FinishReason.STOP for index in range(request.params.n) if index not in self._open}
+        return request, [Abort(request.request_id, index, cause) for index, cause in (ended | self._aborted).items()]
 
     def fail(self, code: str, message: str) -> None:
         """End every open answer with an error."""
@@ -129,26 +155,26 @@ class Stream:
 
 
 class EngineClient:
-    """Owns one engine process and the streams that it serves. Belongs to one event loop.
+    """One front end's streams, and its connection to the engine of the day. Belongs to one event loop.
+
+    The supervisor says when an engine is up, down or gone (`EngineWatcher`). While it is down, requests wait.
 
     Args:
-        endpoint_dir: where to make the private (0700) directory of the socket; None takes the system's.
-        command: argv of the engine process; `--socket PATH` is added, to which it connects a ZMQ PAIR socket.
+        identity: tells this front end from others.
+        on_unreadable: called when the engine sends what no engine of ours sends; it is to be replaced.
     """
 
-    def __init__(self, endpoint_dir: Path | None, command: list[str]) -> None:
-        self._command = command
-        self._parent_dir = endpoint_dir
+    def __init__(self, identity: bytes, on_unreadable: Callable[[], None]) -> None:
+        self._identity = identity
+        self._on_unreadable = on_unreadable
         self._streams: dict[str, Stream] = {}
-        self._encoder = msgspec.msgpack.Encoder()
+        self._encode = msgspec.msgpack.Encoder().encode
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
-        self._unsent = 0
-        self._link: _Link | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._exited = asyncio.Event()
-        self._described: asyncio.Future[EngineDescription] | None = None
+        self._context = zmq.asyncio.Context()
+        self._socket: zmq.asyncio.Socket | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
-        self._fault: SystemFault | None = None
+        self._gone = ""
+        self._first_up: asyncio.Future[EngineDescription] = asyncio.get_running_loop().create_future()
         self.stats: Outputs | None = None
         """The state of the queues after the latest iteration, without its progress; None before the first."""
 
@@ -159,47 +185,38 @@ class EngineClient:
 
     @property
     def alive(self) -> bool:
-        """Whether the engine is ready and its process runs."""
-        return self._fault is None and self._described is not None and self._described.done()
+        """Whether an engine takes requests right now."""
+        return self._socket is not None
 
-    async def start(self, on_progress: Callable[[str], None]) -> EngineDescription:
-        """Start the process and wait until it is ready to serve.
+    @property
+    def hopeless(self) -> bool:
+        """Whether no engine will come any more."""
+        return bool(self._gone)
+
+    async def ready(self) -> EngineDescription:
+        """Wait for the first engine.
 
         Raises:
-            ConfigurationError, CheckpointError, EngineDied: it can't start; the message is the engine's own.
+            EngineDied: there will be none.
         """
-        assert self._process is None, "an engine client starts once"
-        self._described = asyncio.get_running_loop().create_future()
-        self._link = _Link(self._parent_dir)
-        self._process = _spawn([*self._command, "--socket", str(self._link.path)])
-        on_progress(f"engine process {self._process.pid} started")
-        threading.Thread(
-            target=_wait_for_exit, args=(self._process, asyncio.get_running_loop(), self._exited), daemon=True
-        ).start()
-        reader = asyncio.create_task(self._read(self._link.socket, self._described))
-        self._tasks = (reader, asyncio.create_task(self._watch(reader, self._described)))
-        return await asyncio.shield(self._described)
+        return await asyncio.shield(self._first_up)
 
     def submit(self, request: Request, arrival: asyncio.Event | None = None) -> Stream:
-        """Send a request on its way; `arrival` as in `Stream`.
+        """Send a request on its way; `arrival` as in `Stream`. It waits while an engine is being restarted.
 
         Raises:
-            EngineDied: there is no engine to serve it.
-            Overloaded: the engine doesn't take messages any more.
+            EngineDied: there is no engine to serve it, and none will come.
         """
-        if self._fault is not None or self._link is None:
-            raise EngineDied(str(self._fault or "the engine has not been started"))
-        if self._unsent >= _MAX_UNSENT:
-            raise Overloaded("the engine takes no more requests at the moment", retry_after=1.0)
+        if self._gone:
+            raise EngineDied(self._gone)
         assert request.request_id not in self._streams, "request ids are unique among live requests"
         stream = self._streams[request.request_id] = Stream(self, request, arrival or asyncio.Event())
         self._send(Add(request))
         return stream
 
     def send_abort(self, abort: Abort) -> None:
-        """For `Stream`: tell the engine, if there is one."""
-        if self._fault is None:
-            self._send(abort)
+        """For `Stream`: tell the engine, if there is one. A stream that is wanted no more isn't resumed on the next."""
+        self._send(abort)
 
     def forget(self, stream: Stream) -> None:
         """For `Stream`: it has ended."""
@@ -211,73 +228,85 @@ class EngineClient:
             stream.abort()
             stream.fail(code, message)
 
-    async def close(self) -> None:
-        """End all streams, then the engine: first asked, then told, then killed. Leaves nothing behind."""
-        self.end_streams(SHUTTING_DOWN, "the server is shutting down")
-        if self._process is not None:
-            if self.alive:
-                self._send(Shutdown())
-                await self._exit_within(_SHUTDOWN_GRACE)
-            self._signal(signal.SIGTERM)
-            await self._exit_within(_TERMINATE_GRACE)
-            self._signal(signal.SIGKILL)
-            await self._exited.wait()
-        self._fault = self._fault or EngineDied("the engine has been closed")
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._link is not None:
-            self._link.close()
+    # ---- the engine of the day
 
-    def _send(self, message: ToEngine) -> None:
-        """Hand a message to ZMQ. What it doesn't take at once waits there, and is counted."""
-        assert self._link is not None
-        sent = asyncio.ensure_future(self._link.socket.send(self._encoder.encode(message)))
-        if not sent.done():
-            self._unsent += 1
-            sent.add_done_callback(self._on_sent)
+    def engine_up(self, news: EngineUp) -> None:
+        """Connect, and resume every live stream, the eldest first."""
+        self._disconnect()
+        socket = self._context.socket(zmq.DEALER)
+        # No bounds: a message held back here would be a token lost; what can wait is bounded by the requests admitted.
+        for option, value in ((zmq.SNDHWM, 0), (zmq.RCVHWM, 0), (zmq.LINGER, 0), (zmq.MAXMSGSIZE, 64 * 2**20)):
+            socket.setsockopt(option, value)
+        socket.setsockopt(zmq.IDENTITY, self._identity)
+        socket.connect(f"ipc://{news.path}")
+        self._socket = socket
+        self._tasks = (asyncio.create_task(self._read(socket)), asyncio.create_task(self._ask_for_stats()))
+        self._send(Hello())
+        for stream in list(self._streams.values()):
+            request, aborts = stream.resumption()
+            self._send(Add(request))
+            for abort in aborts:
+                self._send(abort)
+        if not self._first_up.done():
+            self._first_up.set_result(news.description)
 
-    def _on_sent(self, sent: asyncio.Future[zmq.MessageTracker | None]) -> None:
-        self._unsent -= 1
-        # A send that was still waiting when the socket closed is of no more interest.
-        if not sent.cancelled():
-            sent.exception()
+    def engine_down(self, news: EngineDown) -> None:
+        """Hear nothing of the dead engine any more: what it hadn't said, the next one will."""
+        self._disconnect()
 
-    async def _read(self, socket: zmq.asyncio.Socket, described: asyncio.Future[EngineDescription]) -> None:
-        """Hand out the frames that the engine sends, for ever.
-
-        Raises:
-            msgspec.DecodeError: a frame that no engine of ours sends.
-        """
-        while True:
-            message = self._decoder.decode(await socket.recv())
-            if isinstance(message, Outputs):
-                self._dispatch(message)
-            elif isinstance(message, EngineDescription):
-                described.set_result(message)
-            else:
-                self._fault = _FAULT_BY_EXIT_CODE.get(message.exit_code, EngineDied)(message.message)
-
-    async def _watch(self, reader: asyncio.Task[None], described: asyncio.Future[EngineDescription]) -> None:
-        """Wait for the end of the process and of its last frames; then tell whoever waits for it."""
-        exited = asyncio.create_task(self._exited.wait())
-        await asyncio.wait({reader, exited}, return_when=asyncio.FIRST_COMPLETED)
-        if reader.done():
-            # Nobody would hand out progress any more: better no engine than one that nobody hears.
-            logger.error("the engine's frames can't be read; ending it", exc_info=reader.exception())
-            self._signal(signal.SIGKILL)
-            await exited
-        await asyncio.wait({reader}, timeout=_LAST_WORDS)
-        reader.cancel()
-        assert self._process is not None
-        reason = _exit_reason(self._process.returncode)
-        self._fault = self._fault or EngineDied(f"the engine process {reason}; its output says why")
-        if not described.done():
-            described.set_exception(self._fault)
-            # Nobody may be waiting any more: asyncio would complain about an error that nobody saw.
-            described.exception()
+    def engine_gone(self, news: EngineGone) -> None:
+        """End all streams with an error."""
+        self._gone = self._gone or news.reason
+        self._disconnect()
         for stream in list(self._streams.values()):
             stream.fail(ENGINE_DIED, "the engine that served this request ended")
+        if not self._first_up.done():
+            self._first_up.set_exception(EngineDied(news.reason))
+            # Nobody may be waiting any more: asyncio would complain about an error that nobody saw.
+            self._first_up.exception()
+
+    async def close(self) -> None:
+        """End all streams and the connection."""
+        self.end_streams(SHUTTING_DOWN, "the server is shutting down")
+        self._gone = self._gone or "the server is shutting down"
+        tasks = self._tasks
+        self._disconnect()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._first_up.cancel()
+        self._context.destroy(linger=0)
+
+    def _disconnect(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._tasks = ()
+        if self._socket is not None:
+            self._socket.close(linger=0)
+            self._socket = None
+
+    def _send(self, message: ToEngine) -> None:
+        """Hand a message to ZMQ, which takes it at once."""
+        if self._socket is not None:
+            sent = asyncio.ensure_future(self._socket.send(self._encode(message)))
+            # A send that was still waiting when the socket closed is of no more interest.
+            sent.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+
+    async def _read(self, socket: zmq.asyncio.Socket) -> None:
+        """Hand out the frames that the engine sends, until it is down."""
+        while True:
+            frame = await socket.recv()
+            try:
+                outputs = self._decoder.decode(frame)
+            except msgspec.DecodeError:
+                # Tokens are lost in it; the next engine will give them again.
+                logger.exception("a frame of the engine can't be read, so it is replaced")
+                self._on_unreadable()
+                return
+            self._dispatch(outputs)
+
+    async def _ask_for_stats(self) -> None:
+        while True:
+            await asyncio.sleep(_STATS_SECONDS)
+            self._send(Ping())
 
     def _dispatch(self, outputs: Outputs) -> None:
         self.stats = msgspec.structs.replace(outputs, progress=())
@@ -285,60 +314,3 @@ class EngineClient:
             stream = self._streams.get(progress.request_id)
             if stream is not None:
                 stream.put((progress,))
-
-    async def _exit_within(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._exited.wait(), seconds)
-
-    def _signal(self, number: signal.Signals) -> None:
-        """To the engine and everything it started: they are one process group."""
-        assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
-
-
-class _Link:
-    """A PAIR socket in a directory that nobody else can enter."""
-
-    def __init__(self, parent_dir: Path | None) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="orcinus-", dir=parent_dir))
-        self.path = self.directory / "engine"
-        self._context = zmq.asyncio.Context()
-        self.socket = self._context.socket(zmq.PAIR)
-        for option, value in (
-            (zmq.SNDHWM, _HIGH_WATER_MARK),
-            (zmq.RCVHWM, _HIGH_WATER_MARK),
-            (zmq.LINGER, 0),
-            (zmq.MAXMSGSIZE, _MAX_MESSAGE_BYTES),
-        ):
-            self.socket.setsockopt(option, value)
-        try:
-            self.socket.bind(f"ipc://{self.path}")
-        except zmq.ZMQError as error:
-            self.close()
-            raise ConfigurationError(f"no socket can be made in {self.directory}: {error}") from error
-
-    def close(self) -> None:
-        """Close the socket and remove the directory."""
-        self._context.destroy(linger=0)
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def _spawn(command: list[str]) -> subprocess.Popen[bytes]:
-    """A process group of its own, so that the terminal's Ctrl-C reaches the server only; dies with this process."""
-    leashed = [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), *command]
-    return subprocess.Popen(leashed, stdin=subprocess.DEVNULL, start_new_session=True)
-
-
-def _wait_for_exit(process: subprocess.Popen[bytes], loop: asyncio.AbstractEventLoop, exited: asyncio.Event) -> None:
-    """In a thread of its own: `waitpid` works on every system, whatever the event loop does with SIGCHLD."""
-    process.wait()
-    # A closed loop means that nobody waits for the engine any more.
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(exited.set)
-
-
-def _exit_reason(code: int) -> str:
-    if code < 0:
-        return f"was ended by {signal.Signals(-code).name}"
-    return f"exited with code {code}"

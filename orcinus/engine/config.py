@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Literal
 
 import msgspec
 
 from orcinus.core.admission import AdmissionName
 from orcinus.core.config import SchedulerConfig
+from orcinus.engine.messages import EngineDescription
 from orcinus.errors import ConfigurationError, nearest
 
 
@@ -102,6 +103,13 @@ def engine_config(options: dict[str, object]) -> EngineConfig:
         raise ConfigurationError(f"bad option: {error}") from error
 
 
-def engine_command(config: EngineConfig) -> list[str]:
-    """The argv that starts an engine process, but for its socket, which `EngineClient` adds."""
+def engine_command(config: EngineConfig, known: EngineDescription | None = None) -> list[str]:
+    """The argv that starts an engine process, but for what `EngineSupervisor` adds.
+
+    Args:
+        known: what the first engine found out at its start; a later one takes it over instead of measuring again, so
+            that whatever the first admitted fits.
+    """
+    if known is not None:
+        config = replace(config, max_batch_tokens=known.max_batch_tokens, max_model_len=known.max_sequence_tokens)
     return [sys.executable, "-m", "orcinus.engine.process", "--config", msgspec.json.encode(config).decode()]

@@ -1,4 +1,4 @@
-"""What the front end and the engine process say to each other: one union a direction, msgpack on the wire.
+"""What supervisor, front ends and engine say to each other: one union a direction, msgpack on the wire.
 
 New fields have defaults, so an older peer still decodes. Imports without torch.
 """
@@ -9,6 +9,7 @@ import msgspec
 
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason, PoolingType, Request
+from orcinus.errors import CheckpointError, ConfigurationError, EngineDied, SystemFault
 
 
 class Add(msgspec.Struct, frozen=True, tag="add"):
@@ -23,6 +24,20 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
     request_id: str
     index: int | None = None
     cause: FinishReason = FinishReason.ABORT
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """A front end's first word: its socket is known from here on."""
+
+
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Are you there? A living engine's beat goes on; a front end gets the state of the queues."""
+
+
+class FrontGone(msgspec.Struct, frozen=True, tag="front_gone"):
+    """The supervisor knows that this front end has died: nobody reads its answers any more."""
+
+    identity: bytes
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
@@ -85,11 +100,71 @@ class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """The engine can't start or go on; `message` says what to do."""
+    """A process can't start; `message` says what to do, `exit_code` what kind of fault it is."""
 
     message: str
     exit_code: int = 1
 
+    def fault(self) -> SystemFault:
+        """What it is on this side."""
+        return _FAULT_BY_EXIT_CODE.get(self.exit_code, EngineDied)(self.message)
 
-ToEngine = Add | Abort | Shutdown
-FromEngine = EngineDescription | Outputs | Failed
+
+EXIT_BAD_CONFIGURATION = 2
+EXIT_BAD_CHECKPOINT = 3
+_FAULT_BY_EXIT_CODE: dict[int, type[SystemFault]] = {
+    EXIT_BAD_CONFIGURATION: ConfigurationError,
+    EXIT_BAD_CHECKPOINT: CheckpointError,
+}
+
+
+def exit_code_of(fault: SystemFault) -> int:
+    """Checkpoints apart from all else that a user can set right."""
+    return EXIT_BAD_CHECKPOINT if isinstance(fault, CheckpointError) else EXIT_BAD_CONFIGURATION
+
+
+class EngineUp(msgspec.Struct, frozen=True, tag="engine_up"):
+    """The supervisor to a front end: engine number `epoch` listens at `path`."""
+
+    epoch: int
+    path: str
+    description: EngineDescription
+
+
+class EngineDown(msgspec.Struct, frozen=True, tag="engine_down"):
+    """The engine is dead, and another one is being started."""
+
+    reason: str
+
+
+class EngineGone(msgspec.Struct, frozen=True, tag="engine_gone"):
+    """The engine is dead, and no other one will come."""
+
+    reason: str
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """Take nothing new, finish what runs, leave."""
+
+
+class Leave(msgspec.Struct, frozen=True, tag="leave"):
+    """End what runs, leave."""
+
+
+class FrontReady(msgspec.Struct, frozen=True, tag="front_ready"):
+    """A front end answers requests."""
+
+
+class EngineUnreadable(msgspec.Struct, frozen=True, tag="engine_unreadable"):
+    """The engine sends what no engine of ours sends: it is to be replaced."""
+
+
+ToEngine = Hello | Add | Abort | Ping
+"""From front ends, over ZMQ."""
+FromEngine = Outputs
+"""To the front end that asked."""
+OrderToEngine = Ping | FrontGone | Shutdown
+"""From the supervisor, over the channel."""
+ReportFromEngine = EngineDescription | Failed
+"""To the supervisor, once: how starting went."""
+ReportFromFront = FrontReady | EngineUnreadable | Failed

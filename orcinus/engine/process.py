@@ -1,32 +1,64 @@
-"""The engine as a process: an inbox, core, a worker, an outbox. Started by `EngineClient`, talks msgpack over ZMQ."""
+"""The engine as a process: an inbox, core, a worker, an outbox for each front end. Started by `EngineSupervisor`."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections import defaultdict
+from pathlib import Path
 
 import msgspec
 import zmq
 
 from orcinus.core.progress import Progress
+from orcinus.core.quarantine import Quarantine, Suspects
+from orcinus.core.request import FinishReason, Request
+from orcinus.engine.beat import Beat
 from orcinus.engine.build import build_engine
+from orcinus.engine.channel import Channel
 from orcinus.engine.clock import MonotonicClock
 from orcinus.engine.config import EngineConfig
 from orcinus.engine.loop import Engine
-from orcinus.engine.messages import Abort, Add, Failed, FromEngine, Outputs, Shutdown, ToEngine
-from orcinus.errors import CheckpointError, SystemFault
+from orcinus.engine.messages import (
+    Abort,
+    Add,
+    Failed,
+    FrontGone,
+    Hello,
+    OrderToEngine,
+    Outputs,
+    Ping,
+    ReportFromEngine,
+    Shutdown,
+    ToEngine,
+    exit_code_of,
+)
+from orcinus.errors import SystemFault
 
-EXIT_BAD_CONFIGURATION = 2
-EXIT_BAD_CHECKPOINT = 3
+# How long suspects are waited for after an engine's start: their front ends are told of it at once.
+ABSENT_SECONDS = 1.0
+
+Control = Channel[ReportFromEngine, OrderToEngine]
 
 
 class EngineProcess:
-    """Carries messages to the engine and progress back, until told to stop."""
+    """Carries messages to the engine and progress back, until told to stop or left alone."""
 
-    def __init__(self, engine: Engine, socket: zmq.Socket[bytes]) -> None:
+    def __init__(
+        self, engine: Engine, socket: zmq.Socket[bytes], control: Control, beat: Beat, suspects: Suspects
+    ) -> None:
         self._engine = engine
         self._socket = socket
+        self._control = control
+        self._beat = beat
+        self._quarantine = Quarantine(suspects)
+        self._started_at = time.monotonic()
         self._decode = msgspec.msgpack.Decoder(ToEngine).decode
-        self._outbox: list[Progress] = []
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._front_by_request: dict[str, bytes] = {}
+        self._open_answers: dict[str, int] = {}
+        self._outbox: defaultdict[bytes, list[Progress]] = defaultdict(list)
+        self._members_version = -1
         self._is_stopping = False
 
     def run(self) -> None:
@@ -34,83 +66,176 @@ class EngineProcess:
         is_idle = False
         while not self._is_stopping:
             self._drain(wait=is_idle)
+            self._release_suspects()
+            self._note_members()
+            started_at = time.monotonic()
             progress = self._engine.step()
+            self._beat.slow_down(time.monotonic() - started_at)
+            self._beat.beat()
             is_idle = progress is None
-            self._outbox += progress or []
+            self._put(progress or [])
             self._send()
 
+    # ---- in
+
     def _drain(self, *, wait: bool) -> None:
-        """Take every message that has come; with `wait`, at least one."""
+        """Take every message that has come; with `wait`, until there is at least one."""
         if wait:
-            self._socket.poll()
+            poller = zmq.Poller()
+            poller.register(self._socket, zmq.POLLIN)
+            poller.register(self._control.socket, zmq.POLLIN)
+            # Suspects who don't come must not hold up the others for good.
+            poller.poll(100 if self._quarantine.is_active else None)
+        self._obey()
         while not self._is_stopping:
             try:
-                frame = self._socket.recv(zmq.NOBLOCK)
+                front, frame = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._take(self._decode(frame))
+            self._take(front, self._decode(frame))
 
-    def _take(self, message: ToEngine) -> None:
+    def _obey(self) -> None:
+        """The supervisor's orders; without a supervisor there is nobody to serve for."""
+        try:
+            while (order := self._control.take()) is not None:
+                match order:
+                    case Shutdown():
+                        self._is_stopping = True
+                    case FrontGone(identity=identity):
+                        self._forget_front(identity)
+                    case Ping():
+                        self._beat.beat()
+        except EOFError:
+            self._is_stopping = True
+
+    def _take(self, front: bytes, message: ToEngine) -> None:
         match message:
             case Add(request=request):
-                self._outbox += self._engine.add(request)
+                self._front_by_request[request.request_id] = front
+                self._open_answers[request.request_id] = request.params.n
+                self._begin(request)
             case Abort(request_id=request_id, index=index, cause=cause):
-                self._outbox += self._engine.abort(request_id, index, cause)
-            case Shutdown():
-                self._is_stopping = True
+                self._abort(request_id, index, cause)
+            case Hello() | Ping():
+                self._outbox[front] += []
+
+    def _begin(self, request: Request) -> None:
+        if self._quarantine.refuses(request.request_id):
+            self._put(_refusal(request))
+        elif self._quarantine.is_active:
+            self._quarantine.hold(request)
+        else:
+            self._put(self._engine.add(request))
+
+    def _abort(self, request_id: str, index: int | None, cause: FinishReason) -> None:
+        if self._quarantine.is_active and index is None and self._quarantine.drop(request_id):
+            count = self._open_answers.get(request_id, 0)
+            self._put([Progress(request_id, each, finish_reason=cause) for each in range(count)])
+        else:
+            self._put(self._engine.abort(request_id, index, cause))
+
+    def _forget_front(self, identity: bytes) -> None:
+        for request_id in [key for key, front in self._front_by_request.items() if front == identity]:
+            self._abort(request_id, None, FinishReason.ABORT)
+        self._outbox.pop(identity, None)
+
+    def _release_suspects(self) -> None:
+        if not self._quarantine.is_active:
+            return
+        if time.monotonic() - self._started_at > ABSENT_SECONDS:
+            running = frozenset(group.request.request_id for group in self._engine.scheduler.groups())
+            self._quarantine.give_up_absent(running)
+        for request in self._quarantine.due():
+            self._put(self._engine.add(request))
+
+    def _note_members(self) -> None:
+        """Write down who runs, whenever that changes: it is read if this process dies in the next iteration."""
+        counts = self._engine.scheduler.journal.counts
+        version = counts["Added"] + counts["Finished"]
+        if version != self._members_version:
+            self._members_version = version
+            self._beat.running([group.request.request_id for group in self._engine.scheduler.groups()])
+
+    # ---- out
+
+    def _put(self, several: list[Progress]) -> None:
+        """Sort progress by front end; forget requests whose last answer has ended."""
+        for progress in several:
+            request_id = progress.request_id
+            self._quarantine.settle(request_id)
+            front = self._front_by_request.get(request_id)
+            if front is None:
+                continue
+            self._outbox[front].append(progress)
+            if progress.finish_reason is not None:
+                self._open_answers[request_id] -= 1
+                if self._open_answers[request_id] == 0:
+                    del self._open_answers[request_id], self._front_by_request[request_id]
 
     def _send(self) -> None:
+        """One frame for each front end that has something to read."""
         if not self._outbox:
             return
         scheduler = self._engine.scheduler
-        send(
-            self._socket,
-            Outputs(
-                tuple(self._outbox),
+        for front, progress in self._outbox.items():
+            outputs = Outputs(
+                tuple(progress),
                 num_waiting=len(scheduler.waiting),
                 num_running=scheduler.num_running,
                 free_blocks=scheduler.pool.num_free,
                 total_blocks=scheduler.pool.num_blocks,
                 iterations=scheduler.num_iterations,
                 preemptions=scheduler.journal.counts["Preempted"],
-            ),
+            )
+            self._socket.send_multipart((front, self._encode(outputs)))
+        self._outbox.clear()
+
+
+def _refusal(request: Request) -> list[Progress]:
+    return [
+        Progress(
+            request.request_id,
+            index,
+            finish_reason=FinishReason.ERROR,
+            error_code="request_crashes_engine",
+            error_message="this request ended the engine twice while it ran alone, so it is not tried again",
         )
-        self._outbox = []
-
-
-def send(socket: zmq.Socket[bytes], message: FromEngine) -> None:
-    """One message as one frame."""
-    socket.send(msgspec.msgpack.encode(message))
+        for index in range(request.params.n)
+    ]
 
 
 def main(arguments: list[str]) -> int:
-    """`--config JSON --socket PATH`: build the engine, say so (or why not), serve until told to stop."""
+    """`--config JSON --socket PATH --beat PATH --control FD [--suspects JSON]`: build, report, serve, leave."""
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))
     config = msgspec.json.decode(options["--config"], type=EngineConfig)
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    socket = context.socket(zmq.PAIR)
-    socket.linger = 1000
-    socket.connect(f"ipc://{options['--socket']}")
-    try:
-        return _serve(config, socket)
-    finally:
-        socket.close()
-        context.term()
-
-
-def _serve(config: EngineConfig, socket: zmq.Socket[bytes]) -> int:
+    suspects = msgspec.json.decode(options.get("--suspects", "{}"), type=Suspects)
+    control: Control = Channel.inherited(int(options["--control"]), msgspec.msgpack.Decoder(OrderToEngine))
     try:
         engine, description = build_engine(config, MonotonicClock(), _say)
     except SystemFault as fault:
-        exit_code = EXIT_BAD_CHECKPOINT if isinstance(fault, CheckpointError) else EXIT_BAD_CONFIGURATION
-        send(socket, Failed(str(fault), exit_code))
-        return exit_code
-    send(socket, description)
+        control.send(Failed(str(fault), exit_code_of(fault)))
+        return exit_code_of(fault)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
-        EngineProcess(engine, socket).run()
+        socket = _listen(context, Path(options["--socket"]))
+        beat = Beat(Path(options["--beat"]))
+        control.send(description)
+        EngineProcess(engine, socket, control, beat, suspects).run()
     finally:
         engine.close()
+        context.destroy(linger=1000)
     return 0
+
+
+def _listen(context: zmq.Context[zmq.Socket[bytes]], path: Path) -> zmq.Socket[bytes]:
+    """The socket of all front ends. Its queues have no bound of their own: a frame dropped would be tokens lost, and
+    what can wait there is bounded by the answers admitted."""
+    socket = context.socket(zmq.ROUTER)
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.MAXMSGSIZE, 64 * 2**20)
+    socket.bind(f"ipc://{path}")
+    return socket
 
 
 def _say(line: str) -> None:

@@ -1,38 +1,41 @@
-"""The HTTP process: takes the port, starts the engine, serves, and leaves in good order."""
+"""`orcinus serve`: takes the port, starts and supervises the engine and the front ends, and leaves in good order."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import random
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-import uvicorn
-import uvloop
+import msgspec
 
-from orcinus.engine.client import SHUTTING_DOWN, EngineClient
-from orcinus.engine.clock import MonotonicClock
-from orcinus.engine.door import Door
-from orcinus.engine.messages import EngineDescription
-from orcinus.errors import ConfigurationError
-from orcinus.server.app import Limits, ServerContext, create_app
-from orcinus.server.gate import ApiKeys
-from orcinus.text.chat import ChatTemplate
-from orcinus.text.generation import GenerationDefaults
-from orcinus.text.tokenizer import Tokenizer
+from orcinus.engine.channel import Channel
+from orcinus.engine.messages import (
+    Drain,
+    EngineDescription,
+    EngineDown,
+    EngineGone,
+    EngineUnreadable,
+    EngineUp,
+    Failed,
+    FrontReady,
+    Leave,
+    ReportFromFront,
+)
+from orcinus.engine.supervisor import ChildProcess, EngineSupervisor, private_directory
+from orcinus.errors import ConfigurationError, EngineDied
+from orcinus.server.front import FrontConfig, Order
+from orcinus.server.intake import Limits
 
 _BACKLOG = 1024
-_KEEP_ALIVE_SECONDS = 60
-# After the last streams have been told to end, this long until their connections are cut.
-_CUT_AFTER_SECONDS = 5
-
-Result = TypeVar("Result")
+# A front end that dies sooner after its start than this, so many times in a row, isn't started again.
+_STABLE_SECONDS, _MAX_SHORT_LIVES = 30.0, 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +45,11 @@ class ServeSettings:
     Args:
         model: folder of the checkpoint: its tokenizer, chat template and sampling defaults are read here.
         host, port: where to listen; port 0 takes any free one.
-        api_keys: one of them is needed for everything but /health. None are needed on loopback.
+        api_keys: one of them is needed for everything but /health and /ready. None are needed on loopback.
         insecure_no_auth: listen beyond loopback without a key all the same.
         served_model_names: what clients may call the model; none means the name of its folder.
         drain: seconds that running streams may take to finish after SIGTERM.
+        front_ends: HTTP processes.
     """
 
     model: Path
@@ -55,6 +59,7 @@ class ServeSettings:
     insecure_no_auth: bool = False
     served_model_names: tuple[str, ...] = ()
     drain: float = 30.0
+    front_ends: int = 1
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -65,7 +70,7 @@ class ServeSettings:
 
 def serve(
     settings: ServeSettings,
-    engine_command: list[str],
+    engine_command: Callable[[EngineDescription | None], list[str]],
     *,
     on_progress: Callable[[str], None],
     on_ready: Callable[[EngineDescription, str], None],
@@ -73,16 +78,16 @@ def serve(
     """Serve until SIGTERM or SIGINT. Running streams then finish within `settings.drain`; a second signal ends them.
 
     Args:
-        engine_command: argv of the engine process, but for its socket.
-        on_progress: told what happens until the server is ready.
+        engine_command: argv of the engine process, see `EngineSupervisor`.
+        on_progress: told what happens, for people.
         on_ready: called once with what the engine serves and the URL, when requests are answered.
 
     Raises:
         ConfigurationError: the address can't be used, or must not be without a key. Known before the engine starts.
-        CheckpointError, EngineDied: the engine can't start.
+        CheckpointError, EngineDied: the engine can't start, or can't be kept alive.
     """
-    with listen(settings) as listener:
-        uvloop.run(_serve(settings, listener, engine_command, on_progress, on_ready))
+    with listen(settings) as listener, private_directory() as directory:
+        asyncio.run(_House(settings, engine_command, listener, directory, on_progress, on_ready).run())
 
 
 def listen(settings: ServeSettings) -> socket.socket:
@@ -120,101 +125,194 @@ def listen(settings: ServeSettings) -> socket.socket:
     return listener
 
 
-async def _serve(
-    settings: ServeSettings,
-    listener: socket.socket,
-    engine_command: list[str],
-    on_progress: Callable[[str], None],
-    on_ready: Callable[[EngineDescription, str], None],
-) -> None:
-    client = EngineClient(None, engine_command)
-    with _stop_signals() as stopping:
-        try:
-            context = await _unless(stopping.first, _start(settings, client, on_progress))
-            if context is not None:
-                server = _server(context, settings.drain)
-                on_ready(context.door.engine, _url(listener))
-                await _serve_until(stopping, server, listener, client, settings.drain)
-        finally:
-            await client.close()
+class _House:
+    """All processes of one server."""
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        engine_command: Callable[[EngineDescription | None], list[str]],
+        listener: socket.socket,
+        directory: Path,
+        say: Callable[[str], None],
+        on_ready: Callable[[EngineDescription, str], None],
+    ) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._say = say
+        self._on_ready = on_ready
+        self._fronts = [_FrontEnd(number, settings, listener) for number in range(settings.front_ends)]
+        self._gone = asyncio.Event()
+        self._engine = EngineSupervisor(engine_command, directory, [self], say)
+
+    async def run(self) -> None:
+        """From start to end.
+
+        Raises:
+            EngineDied: engine or front ends can't be kept alive.
+        """
+        with _stop_signals() as stopping:
+            guards = [asyncio.create_task(self._keep(front)) for front in self._fronts]
+            try:
+                await _race(self._start(), stopping.first.wait(), guards=guards)
+                await _race(stopping.first.wait(), self._gone.wait(), guards=guards)
+                if self._gone.is_set() and isinstance(self._engine.latest, EngineGone):
+                    raise EngineDied(self._engine.latest.reason)
+                await _cancel(guards)
+                await self._drain(stopping)
+            finally:
+                await _cancel(guards)
+                for front in self._fronts:
+                    await front.close()
+                await self._engine.close()
+
+    # ---- news of the engine, passed on
+
+    def engine_up(self, news: EngineUp) -> None:
+        """To every front end."""
+        self._pass_on(news)
+
+    def engine_down(self, news: EngineDown) -> None:
+        """To every front end."""
+        self._pass_on(news)
+
+    def engine_gone(self, news: EngineGone) -> None:
+        """To every front end; and it is the end."""
+        self._pass_on(news)
+        self._gone.set()
+
+    def _pass_on(self, news: EngineUp | EngineDown | EngineGone) -> None:
+        for front in self._fronts:
+            front.send(news)
+
+    # ---- life
+
+    async def _start(self) -> None:
+        description = await self._engine.start()
+        for front in self._fronts:
+            await front.ready.wait()
+        self._on_ready(description, _url(self._listener))
+
+    async def _keep(self, front: _FrontEnd) -> None:
+        """Keep one front end alive.
+
+        Raises:
+            EngineDied: it dies again and again.
+        """
+        short_lives = 0
+        while short_lives < _MAX_SHORT_LIVES:
+            started_at = asyncio.get_running_loop().time()
+            front.start()
+            front.send(self._engine.latest)
+            reason = await front.live(self._engine.replace_engine)
+            if not front.ready.is_set() and front.failure is not None:
+                # What it can't read now it won't read the next time.
+                raise front.failure.fault()
+            self._engine.front_gone(front.identity)
+            lived = asyncio.get_running_loop().time() - started_at
+            short_lives = 0 if lived > _STABLE_SECONDS else short_lives + 1
+            self._say(f"a front end {reason}; starting another")
+        raise EngineDied(f"{short_lives} front ends in a row died too soon; the last one {reason}")
+
+    async def _drain(self, stopping: _StopSignals) -> None:
+        """Nothing new is accepted; what runs may finish, unless a second signal comes."""
+        self._listener.close()
+        for front in self._fronts:
+            front.send(Drain())
+        await _race(self._all_exited(), stopping.second.wait())
+
+    async def _all_exited(self) -> None:
+        for front in self._fronts:
+            await front.exited()
 
 
-async def _start(settings: ServeSettings, client: EngineClient, on_progress: Callable[[str], None]) -> ServerContext:
-    """The engine loads its weights while the text side is read here."""
-    description, (tokenizer, template, defaults) = await asyncio.gather(
-        client.start(on_progress), asyncio.to_thread(_read_text_side, settings.model)
-    )
-    return ServerContext(
-        client=client,
-        door=Door(description, random.SystemRandom()),
-        clock=MonotonicClock(),
-        tokenizer=tokenizer,
-        chat_template=template,
-        served_model_names=settings.model_names,
-        api_keys=ApiKeys(settings.api_keys),
-        defaults=defaults,
-        limits=settings.limits,
-    )
+class _FrontEnd:
+    """One HTTP process after the other, at the same place."""
 
+    def __init__(self, number: int, settings: ServeSettings, listener: socket.socket) -> None:
+        self._number = number
+        self._settings = settings
+        self._listener = listener
+        self._lives = 0
+        self._process: ChildProcess | None = None
+        self._channel: Channel[Order, ReportFromFront] | None = None
+        self.ready = asyncio.Event()
+        self.failure: Failed | None = None
 
-def _read_text_side(model: Path) -> tuple[Tokenizer | None, ChatTemplate | None, GenerationDefaults]:
-    tokenizer = Tokenizer.load(model)
-    return tokenizer, ChatTemplate.of(tokenizer), GenerationDefaults.load(model)
+    @property
+    def identity(self) -> bytes:
+        """Of the process of the moment."""
+        return f"front-{self._number}-{self._lives}".encode()
 
-
-def _server(context: ServerContext, drain: float) -> _Server:
-    return _Server(
-        uvicorn.Config(
-            create_app(context),
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            # Rooms don't configure logging; and a line for every request costs more than it tells.
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=int(drain) + _CUT_AFTER_SECONDS,
+    def start(self) -> None:
+        """Start a process and tell it what to serve."""
+        settings = self._settings
+        self._lives += 1
+        command = [sys.executable, "-m", "orcinus.server.front"]
+        self._process = ChildProcess(command, (self._listener.fileno(),))
+        self._channel = Channel(self._process.end, msgspec.msgpack.Decoder(ReportFromFront))
+        self.send(
+            FrontConfig(
+                identity=self.identity,
+                listener=self._listener.fileno(),
+                model=str(settings.model),
+                served_model_names=settings.model_names,
+                api_keys=settings.api_keys,
+                drain=settings.drain,
+                limits=settings.limits,
+            )
         )
-    )
+
+    def send(self, order: Order) -> None:
+        """An order, if there is a process to take it."""
+        if self._channel is not None:
+            self._channel.send(order)
+
+    async def live(self, replace_engine: Callable[[], None]) -> str:
+        """Follow its reports until it ends; how it ended."""
+        assert self._process is not None
+        assert self._channel is not None
+        while True:
+            try:
+                report = await self._channel.receive()
+            except (EOFError, OSError):
+                await self._process.exited.wait()
+                return self._process.exit_reason()
+            match report:
+                case FrontReady():
+                    self.ready.set()
+                case EngineUnreadable():
+                    replace_engine()
+                case Failed():
+                    self.failure = report
+
+    async def exited(self) -> None:
+        """Wait for the end of the process."""
+        if self._process is not None:
+            await self._process.exited.wait()
+
+    async def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self.send(Leave())
+            await self._process.leave()
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, but for signals: ours count from before the engine starts until it has gone."""
-
-    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
-        """Leave them alone."""
-        return nullcontext()
-
-
-async def _serve_until(
-    stopping: _StopSignals, server: _Server, listener: socket.socket, client: EngineClient, drain: float
-) -> None:
-    """Serve; after the first signal accept nothing more, after the second (or `drain` seconds) end the streams."""
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    await _unless(stopping.first, _finished(serving))
-    server.should_exit = True
-    await _unless(stopping.second, asyncio.wait({serving}, timeout=drain))
-    client.end_streams(SHUTTING_DOWN, "the server is shutting down")
-    await serving
-
-
-async def _finished(task: asyncio.Task[None]) -> None:
-    await asyncio.wait({task})
-
-
-async def _unless(event: asyncio.Event, work: Coroutine[object, object, Result]) -> Result | None:
-    """The result of `work`, or None if the event came first and cancelled it."""
-    working = asyncio.ensure_future(work)
-    waiting = asyncio.ensure_future(event.wait())
+async def _race(*works: Coroutine[object, object, object], guards: Sequence[asyncio.Task[None]] = ()) -> None:
+    """Wait for the first; what else was started here is cancelled. The error of whatever ended is raised."""
+    own = [asyncio.ensure_future(work) for work in works]
     try:
-        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        return await working if working.done() else None
+        done, _ = await asyncio.wait({*own, *guards}, return_when=asyncio.FIRST_COMPLETED)
+        for ended in done:
+            ended.result()
     finally:
-        working.cancel()
-        waiting.cancel()
-        await asyncio.gather(working, waiting, return_exceptions=True)
+        await _cancel(own)
+
+
+async def _cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,23 +1,39 @@
 """A fake engine process: speaks the real frames over the real socket, but has no model and no scheduler.
 
 Each answer repeats its prompt token by token, one token an iteration, until `max_tokens`, an end token, or an abort.
-What happens to it is written line by line to the file `--log` (a pipe in the tests).
+A resumed one goes on where it was. What happens is written line by line to the file `--log` (a pipe in the tests).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from array import array
+from pathlib import Path
 
 import msgspec
 import zmq
 
 from orcinus.core.plan import TokenLogprobs
 from orcinus.core.progress import Progress
+from orcinus.core.quarantine import Quarantine, Suspects
 from orcinus.core.request import FinishReason, Request, unpack_tokens
-from orcinus.engine.messages import Abort, Add, EngineDescription, Failed, FromEngine, Outputs, ToEngine
+from orcinus.engine.beat import Beat
+from orcinus.engine.channel import Channel
+from orcinus.engine.messages import (
+    Abort,
+    Add,
+    EngineDescription,
+    Failed,
+    FromEngine,
+    FrontGone,
+    OrderToEngine,
+    Outputs,
+    Shutdown,
+    ToEngine,
+)
 
 DESCRIPTION = EngineDescription(
     model="/models/fake",
@@ -41,7 +57,8 @@ class Answer:
     """One answer on its way."""
 
     def __init__(self, request: Request, index: int) -> None:
-        self.request, self.index, self.count = request, index, 0
+        self.request, self.index = request, index
+        self.count = len(request.resumed[index]) // 4 if request.resumed else 0
         self.prompt = unpack_tokens(request.prompt)
 
     def step(self) -> Progress:
@@ -78,8 +95,12 @@ class FakeEngine:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.socket = zmq.Context().socket(zmq.PAIR)
-        self.socket.connect(f"ipc://{options.socket}")
+        self.control = Channel.inherited(options.control, msgspec.msgpack.Decoder(OrderToEngine))
+        self.beat = Beat(Path(options.beat))
+        self.quarantine = Quarantine(msgspec.json.decode(options.suspects, type=Suspects))
+        self.socket = zmq.Context().socket(zmq.ROUTER)
+        self.socket.bind(f"ipc://{options.socket}")
+        self.fronts: dict[str, bytes] = {}
         self.encoder = msgspec.msgpack.Encoder()
         self.decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
         self.answers: list[Answer] = []
@@ -87,13 +108,17 @@ class FakeEngine:
         self.log = open(options.log, "w", buffering=1) if options.log else sys.stderr  # noqa: SIM115
 
     def send(self, message: FromEngine) -> None:
-        """To the client."""
-        self.socket.send(self.encoder.encode(message))
+        """To each front end what is for it."""
+        for front in {self.fronts[one.request_id] for one in message.progress}:
+            own = tuple(one for one in message.progress if self.fronts[one.request_id] == front)
+            self.socket.send_multipart((front, self.encoder.encode(msgspec.structs.replace(message, progress=own))))
 
     def run(self) -> None:
         """Until Shutdown, or until `--crash-after` iterations have run."""
         labels = tuple(self.options.labels.split(",")) if self.options.labels else ()
-        self.send(msgspec.structs.replace(DESCRIPTION, labels=labels, generates=not labels))
+        self.control.send(msgspec.structs.replace(DESCRIPTION, labels=labels, generates=not labels))
+        if self.options.crash_when_ready:
+            os._exit(9)
         # One millisecond an iteration while there is work; without work, wait for some.
         while self.take_messages(1 if self.answers else None):
             if self.answers:
@@ -101,32 +126,54 @@ class FakeEngine:
 
     def take_messages(self, wait_ms: int | None) -> bool:
         """Everything in the inbox. False when told to leave."""
-        while self.socket.poll(wait_ms):
+        poller = zmq.Poller()
+        poller.register(self.socket, zmq.POLLIN)
+        poller.register(self.control.socket, zmq.POLLIN)
+        while ready := dict(poller.poll(wait_ms)):
             wait_ms = 0
-            message = self.decoder.decode(self.socket.recv())
-            if isinstance(message, Add):
-                self.add(message.request)
-            elif isinstance(message, Abort):
-                self.abort(message)
-            else:
-                print("shutdown", file=self.log)
+            self.beat.beat()
+            if self.control.socket.fileno() in ready and not self.obey():
                 return False
+            if self.socket in ready:
+                front, frame = self.socket.recv_multipart()
+                self.take(front, self.decoder.decode(frame))
         return True
+
+    def obey(self) -> bool:
+        """The supervisor's orders; False when it is time to leave."""
+        try:
+            order = self.control.take()
+        except EOFError:
+            return False
+        if isinstance(order, Shutdown):
+            print("shutdown", file=self.log)
+        elif isinstance(order, FrontGone):
+            print(f"front gone {order.identity.decode()}", file=self.log)
+            self.answers.clear()
+        return not isinstance(order, Shutdown)
+
+    def take(self, front: bytes, message: ToEngine) -> None:
+        """One message of a front end."""
+        if isinstance(message, Add):
+            self.fronts[message.request.request_id] = front
+            if self.quarantine.refuses(message.request.request_id):
+                self.send(Outputs((failure(message.request, "request_crashes_engine"),)))
+            elif self.quarantine.is_active:
+                self.quarantine.hold(message.request)
+            else:
+                self.add(message.request)
+            for request in self.quarantine.due():
+                self.add(request)
+        elif isinstance(message, Abort):
+            self.abort(message)
 
     def add(self, request: Request) -> None:
         """Start its answers; the prompt of a single 7 asks for a failure, that of a single 9 for a bad frame."""
         print(f"add {request.request_id} {request.params.seed} {request.max_tokens}", file=self.log)
         if list(unpack_tokens(request.prompt)) == [9]:
-            self.socket.send(b"no frame of ours")
+            self.socket.send_multipart((self.fronts[request.request_id], b"no frame of ours"))
         if list(unpack_tokens(request.prompt)) == [7]:
-            failure = Progress(
-                request.request_id,
-                0,
-                finish_reason=FinishReason.ERROR,
-                error_code="numerical_error",
-                error_message="the logits of this request are not finite",
-            )
-            self.send(Outputs((failure,)))
+            self.send(Outputs((failure(request, "numerical_error"),)))
             return
         if request.pooling is not None:
             self.send(Outputs((self.vector(request),)))
@@ -156,7 +203,21 @@ class FakeEngine:
 
     def iterate(self) -> None:
         """One token for every answer."""
+        self.beat.running(sorted({answer.request.request_id for answer in self.answers}))
+        if any(list(answer.prompt) == [5] for answer in self.answers):
+            os._exit(9)
+        if (
+            self.options.hang_after
+            and self.iterations == self.options.hang_after
+            and not Path(self.options.once).exists()
+        ):
+            Path(self.options.once).touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
         progress = tuple(answer.step() for answer in self.answers)
+        for one in progress:
+            self.quarantine.settle(one.request_id)
+        for request in self.quarantine.due():
+            self.add(request)
         ended = {(one.request_id, one.index) for one in progress if one.finish_reason is not None}
         self.answers = [a for a in self.answers if (a.request.request_id, a.index) not in ended]
         self.iterations += 1
@@ -173,10 +234,22 @@ class FakeEngine:
             os._exit(9)
 
 
+def failure(request: Request, code: str) -> Progress:
+    """The end of a request whose logits aren't finite, or whatever `code` says."""
+    message = "the logits of this request are not finite"
+    return Progress(request.request_id, 0, finish_reason=FinishReason.ERROR, error_code=code, error_message=message)
+
+
 def main() -> None:
     """Read the options and run."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", required=True)
+    parser.add_argument("--beat", required=True)
+    parser.add_argument("--control", type=int, required=True)
+    parser.add_argument("--suspects", default="{}")
+    parser.add_argument("--crash-when-ready", action="store_true")
+    parser.add_argument("--hang-after", type=int, default=0)
+    parser.add_argument("--once", default="", help="a file that says that it has hung once")
     parser.add_argument("--log")
     parser.add_argument("--crash-after", type=int, default=0)
     parser.add_argument("--labels", default="", help="of a classifier; then nothing is generated")
@@ -185,11 +258,10 @@ def main() -> None:
     options = parser.parse_args()
     engine = FakeEngine(options)
     if options.fail:
-        engine.send(Failed(options.fail, options.exit_code))
+        engine.control.send(Failed(options.fail, options.exit_code))
     else:
         engine.run()
-    engine.socket.close()
-    engine.socket.context.term()
+    engine.socket.context.destroy(linger=1000)
     sys.exit(options.exit_code if options.fail else 0)
 
 

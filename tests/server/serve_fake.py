@@ -23,12 +23,13 @@ def main() -> None:
         api_keys=tuple(filter(None, os.environ.get("TEST_KEYS", "").split(","))),
         served_model_names=("fake", "alias"),
         drain=float(os.environ.get("TEST_DRAIN", "20")),
+        front_ends=int(os.environ.get("TEST_FRONT_ENDS", "1")),
         limits=Limits(max_body_bytes=200_000, max_live=8),
     )
     try:
         serve(
             settings,
-            [sys.executable, str(FAKE_ENGINE), *options],
+            lambda known: [sys.executable, str(FAKE_ENGINE), *options],
             on_progress=lambda text: None,
             on_ready=lambda description, url: print(url, flush=True),
         )

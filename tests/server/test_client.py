@@ -1,4 +1,4 @@
-"""The engine client against a fake engine in a real process."""
+"""Engine, supervisor and client: a fake engine in a real process, killed, stopped and driven mad."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import stat
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from orcinus.core.progress import Progress
-from orcinus.core.request import FinishReason, Request, SamplingParams, pack_tokens
+from orcinus.core.request import FinishReason, Request, SamplingParams, pack_tokens, unpack_tokens
 from orcinus.engine.client import EngineClient, Stream
+from orcinus.engine.supervisor import EngineSupervisor, private_directory
 from orcinus.errors import CheckpointError, ConfigurationError, EngineDied
 
 pytestmark = pytest.mark.slow
@@ -32,16 +34,32 @@ async def read(stream: Stream) -> list[Progress]:
     return [progress async for progress in stream]
 
 
-def run(tmp_path: Path, body: Callable[[EngineClient], Awaitable[None]], *options: str) -> None:
-    """`body` with a started client, under a time limit; afterwards nothing may be left behind."""
+@dataclass
+class House:
+    """One engine after the other, and one front end."""
+
+    client: EngineClient
+    supervisor: EngineSupervisor
+
+    def engine_pid(self) -> int:
+        """Of the engine of the moment."""
+        assert self.supervisor._life is not None
+        return self.supervisor._life.process.pid
+
+
+def run(tmp_path: Path, body: Callable[[House], Awaitable[None]], *options: str) -> None:
+    """`body` with an engine and a client, under a time limit; afterwards nothing may be left behind."""
 
     async def main() -> None:
-        client = EngineClient(tmp_path, [*FAKE_ENGINE, *options])
-        try:
-            await client.start(lambda text: None)
-            await asyncio.wait_for(body(client), 60)
-        finally:
-            await client.close()
+        with private_directory(tmp_path) as directory:
+            client = EngineClient(b"test", lambda: supervisor.replace_engine())
+            supervisor = EngineSupervisor(lambda _: [*FAKE_ENGINE, *options], directory, [client], lambda text: None)
+            try:
+                await supervisor.start()
+                await asyncio.wait_for(body(House(client, supervisor)), 60)
+            finally:
+                await supervisor.close()
+                await client.close()
         assert list(tmp_path.glob("orcinus-*")) == []
         assert client.num_live == 0
 
@@ -49,23 +67,23 @@ def run(tmp_path: Path, body: Callable[[EngineClient], Awaitable[None]], *option
 
 
 def test_requests_get_their_own_progress_in_order_and_each_answer_ends_once(tmp_path: Path) -> None:
-    async def body(client: EngineClient) -> None:
-        streams = [client.submit(request(f"r{i}", n=1 + i % 3, prompt=(20 + i, 30 + i))) for i in range(8)]
-        assert client.num_live == 8
+    async def body(house: House) -> None:
+        streams = [house.client.submit(request(f"r{i}", n=1 + i % 3, prompt=(20 + i, 30 + i))) for i in range(8)]
+        assert house.client.num_live == 8
         for i, progress in enumerate(await asyncio.gather(*map(read, streams))):
             for index in range(1 + i % 3):
                 own = [one for one in progress if one.index == index]
                 assert [token for one in own for token in one.tokens] == [20 + i, 30 + i] * 2
                 assert [one.finish_reason for one in own] == [None, None, None, FinishReason.LENGTH]
-        assert client.num_live == 0
-        assert client.stats is not None
-        assert (client.stats.num_running, client.stats.progress) == (0, ())
+        assert house.client.num_live == 0
+        assert house.client.stats is not None
+        assert (house.client.stats.num_running, house.client.stats.progress) == (0, ())
 
     run(tmp_path, body)
 
 
 def test_the_socket_lies_in_a_private_directory(tmp_path: Path) -> None:
-    async def body(client: EngineClient) -> None:
+    async def body(house: House) -> None:
         (directory,) = tmp_path.glob("orcinus-*")
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
@@ -76,32 +94,29 @@ def test_leaving_a_stream_aborts_it_in_the_engine(tmp_path: Path) -> None:
     log = tmp_path / "log"
     os.mkfifo(log)
 
-    async def body(client: EngineClient) -> None:
+    async def body(house: House) -> None:
         lines = await asyncio.to_thread(log.open)
-        with client.submit(request("left", max_tokens=FOREVER)) as stream:
+        with house.client.submit(request("left", max_tokens=FOREVER)) as stream:
             await anext(stream)
         assert (await asyncio.to_thread(lines.readline)).startswith("add left")
         assert await asyncio.to_thread(lines.readline) == "abort left None abort\n"
-        with client.submit(request("whole")) as stream:
+        with house.client.submit(request("whole")) as stream:
             await read(stream)
-        await client.close()
+        await house.supervisor.close()
         assert [line.split()[0] for line in lines] == ["add", "shutdown"]
         lines.close()
-
-    async def open_both(client: EngineClient) -> None:
-        await body(client)
 
     # The engine opens the pipe before it describes itself, so the reader must be there first.
     reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        run(tmp_path, open_both, "--log", str(log))
+        run(tmp_path, body, "--log", str(log))
     finally:
         os.close(reader)
 
 
 def test_an_abort_by_stop_string_ends_one_answer_with_stop(tmp_path: Path) -> None:
-    async def body(client: EngineClient) -> None:
-        stream = client.submit(request("r", n=2, max_tokens=FOREVER))
+    async def body(house: House) -> None:
+        stream = house.client.submit(request("r", n=2, max_tokens=FOREVER))
         await anext(stream)
         stream.abort(1, FinishReason.STOP)
         async for progress in stream:
@@ -114,30 +129,95 @@ def test_an_abort_by_stop_string_ends_one_answer_with_stop(tmp_path: Path) -> No
     run(tmp_path, body)
 
 
-@pytest.mark.parametrize("how", ["crash", "kill"])
-def test_when_the_engine_dies_every_open_answer_ends_once_with_an_error(tmp_path: Path, how: str) -> None:
-    async def body(client: EngineClient) -> None:
-        streams = [client.submit(request(f"r{i}", n=2, max_tokens=FOREVER)) for i in range(4)]
-        if how == "kill":
-            await anext(streams[0])
-            assert client._process is not None
-            os.kill(client._process.pid, signal.SIGKILL)
-        for progress in await asyncio.gather(*map(read, streams)):
-            ended = [one for one in progress if one.finish_reason is not None]
-            assert [(one.index, one.finish_reason) for one in ended] == [(i, FinishReason.ERROR) for i in (0, 1)]
-            assert {one.error_code for one in ended} == {"engine_died"}
-        assert not client.alive
-        with pytest.raises(EngineDied, match="code 9" if how == "crash" else "SIGKILL"):
-            client.submit(request("late"))
-
-    run(tmp_path, body, *(("--crash-after", "5") if how == "crash" else ()))
+async def whole_answers(house: House, streams: list[Stream]) -> None:
+    """Every answer is its prompt repeated, exactly once, with one end."""
+    for stream, progress in zip(streams, await asyncio.gather(*map(read, streams)), strict=True):
+        prompt = unpack_tokens(stream.request.prompt)
+        for index in range(stream.request.params.n):
+            own = [one for one in progress if one.index == index]
+            tokens = [token for one in own for token in one.tokens]
+            assert tokens == [prompt[i % len(prompt)] for i in range(stream.request.max_tokens)]
+            assert [one.finish_reason for one in own if one.finish_reason] == [FinishReason.LENGTH]
 
 
-def test_an_engine_that_cannot_be_understood_is_ended(tmp_path: Path) -> None:
-    async def body(client: EngineClient) -> None:
-        streams = [client.submit(request("r", max_tokens=FOREVER)), client.submit(request("bad", prompt=(9,)))]
-        for progress in await asyncio.gather(*map(read, streams)):
-            assert progress[-1].error_code == "engine_died"
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+def test_streams_go_on_exactly_once_on_the_next_engine(tmp_path: Path, number: signal.Signals) -> None:
+    async def body(house: House) -> None:
+        streams = [house.client.submit(request(f"r{i}", n=1 + i % 2, max_tokens=300)) for i in range(6)]
+        await anext(streams[0].__aiter__())
+        first = streams[0].arrived()
+        os.kill(house.engine_pid(), number)
+        streams.append(house.client.submit(request("between", max_tokens=3)))
+        rest = await read(streams[0])
+        assert 1 + sum(len(one.tokens) for one in [*first, *rest]) == 300
+        await whole_answers(house, streams[1:])
+        assert house.supervisor.num_restarts >= 1
+
+    run(tmp_path, body)
+
+
+def test_an_answer_that_ended_before_the_death_is_not_begun_again(tmp_path: Path) -> None:
+    async def body(house: House) -> None:
+        stream = house.client.submit(request("r", n=3, max_tokens=200))
+        await anext(stream)
+        stream.abort(1, FinishReason.STOP)
+        while 1 in stream._open:
+            await anext(stream)
+        os.kill(house.engine_pid(), signal.SIGKILL)
+        rest = await read(stream)
+        assert {one.index for one in rest} == {0, 2}
+        assert sorted(one.index for one in rest if one.finish_reason) == [0, 2]
+
+    run(tmp_path, body)
+
+
+def test_an_engine_that_hangs_is_replaced_and_its_streams_go_on(tmp_path: Path) -> None:
+    async def body(house: House) -> None:
+        streams = [house.client.submit(request("r", max_tokens=100))]
+        await whole_answers(house, streams)
+        assert house.supervisor.num_restarts == 1
+
+    run(tmp_path, body, "--hang-after", "20", "--once", str(tmp_path / "hung"))
+
+
+def test_one_request_that_kills_engines_is_found_and_refused_and_the_others_finish(tmp_path: Path) -> None:
+    async def body(house: House) -> None:
+        good = [house.client.submit(request(f"g{i}", max_tokens=60)) for i in range(5)]
+        await anext(good[0].__aiter__())
+        poison = house.client.submit(request("poison", prompt=(5,), max_tokens=60))
+        first = good[0].arrived()
+        rest = await read(good[0])
+        assert 1 + sum(len(one.tokens) for one in [*first, *rest]) == 60
+        await whole_answers(house, good[1:])
+        (end,) = await read(poison)
+        assert end.error_code == "request_crashes_engine"
+        await whole_answers(house, [house.client.submit(request("later"))])
+
+    run(tmp_path, body)
+
+
+def test_an_engine_that_dies_again_and_again_is_given_up_and_streams_end_with_an_error(tmp_path: Path) -> None:
+    async def body(house: House) -> None:
+        (end,) = await read(house.client.submit(request("r", max_tokens=FOREVER)))
+        assert end.error_code == "engine_died"
+        assert house.client.hopeless
+        assert not house.client.alive
+        with pytest.raises(EngineDied, match="died too soon"):
+            house.client.submit(request("late"))
+
+    run(tmp_path, body, "--crash-when-ready")
+
+
+def test_an_engine_that_cannot_be_understood_is_replaced(tmp_path: Path) -> None:
+    async def body(house: House) -> None:
+        stream = house.client.submit(request("r", max_tokens=300))
+        await anext(stream)
+        first = stream.arrived()
+        bad = house.client.submit(request("bad", prompt=(9,), max_tokens=3))
+        bad.close()
+        rest = await read(stream)
+        assert 1 + sum(len(one.tokens) for one in [*first, *rest]) == 300
+        assert house.supervisor.num_restarts == 1
 
     run(tmp_path, body)
 
@@ -152,7 +232,7 @@ def test_an_engine_that_cannot_be_understood_is_ended(tmp_path: Path) -> None:
     ],
 )
 def test_an_engine_that_cannot_start_says_why(tmp_path: Path, options: tuple[str, ...], fault: type[Exception]) -> None:
-    async def body(client: EngineClient) -> None:
+    async def body(house: House) -> None:
         raise AssertionError("started")
 
     with pytest.raises(fault, match=options[1] if len(options) > 1 else "exited with code 2"):
@@ -161,10 +241,10 @@ def test_an_engine_that_cannot_start_says_why(tmp_path: Path, options: tuple[str
 
 def test_a_command_that_does_not_exist_is_an_error_at_start(tmp_path: Path) -> None:
     async def main() -> None:
-        client = EngineClient(tmp_path, ["/no/such/program"])
+        supervisor = EngineSupervisor(lambda _: ["/no/such/program"], tmp_path, [], lambda text: None)
         with pytest.raises(EngineDied, match="exited with code 1"):
-            await client.start(lambda text: None)
-        await client.close()
+            await supervisor.start()
+        await supervisor.close()
 
     asyncio.run(main())
 
@@ -175,10 +255,10 @@ def test_the_engine_dies_with_its_parent(tmp_path: Path) -> None:
     script = (
         "import asyncio, os, sys\n"
         "from pathlib import Path\n"
-        "from orcinus.engine.client import EngineClient\n"
+        "from orcinus.engine.supervisor import EngineSupervisor\n"
         "async def main():\n"
-        "    client = EngineClient(Path(sys.argv[1]), sys.argv[2:])\n"
-        "    await client.start(lambda text: None)\n"
+        "    supervisor = EngineSupervisor(lambda _: sys.argv[2:], Path(sys.argv[1]), [], lambda text: None)\n"
+        "    await supervisor.start()\n"
         "    print('started', flush=True)\n"
         "    await asyncio.Event().wait()\n"
         "asyncio.run(main())\n"

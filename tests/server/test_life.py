@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 import pytest
@@ -72,6 +73,15 @@ def test_every_route_but_health_needs_the_key(tmp_path: Path) -> None:
         assert "x-request-id" in refused.headers
 
 
+class NoEngine:
+    """A front that nobody asks."""
+
+    alive, num_live, stats, hopeless = True, 0, None, False
+
+    def submit(self, request: object, arrival: object = None) -> NoReturn:
+        raise AssertionError("nothing is served here")
+
+
 def _routes(create_app: object) -> list[Route]:
     """The router's own table: a route that is added later is tested too."""
     import random
@@ -79,13 +89,12 @@ def _routes(create_app: object) -> list[Route]:
     from fake_engine import DESCRIPTION
 
     from orcinus.core.clock import VirtualClock
-    from orcinus.engine.client import EngineClient
     from orcinus.engine.door import Door
     from orcinus.server.app import ServerContext
 
     assert callable(create_app)
     context = ServerContext(
-        client=EngineClient(None, []),
+        client=NoEngine(),
         door=Door(DESCRIPTION, random.Random(0)),
         clock=VirtualClock(),
         tokenizer=None,
@@ -147,21 +156,89 @@ def test_a_tokenizer_that_cannot_be_read_ends_the_server_with_its_name(tmp_path:
 
 
 @pytest.mark.slow
-def test_when_the_engine_dies_streams_end_with_an_error_and_health_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_when_the_engine_dies_a_stream_goes_on_and_the_client_sees_nothing_of_it(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     with (
-        serve_fake(write_tokenizer(tmp_path), "--crash-after", "50") as server,
+        serve_fake(write_tokenizer(tmp_path)) as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
-        client.stream("POST", "/v1/completions", json=LONG) as response,
     ):
-        assert response.status_code == 200
-        *_, error, done = events_of(response)
-        assert json.loads(error)["error"]["type"] == "server_error"
-        assert json.loads(error)["error"]["code"] == "service_unavailable"
+        body = LONG | {"max_tokens": 500, "n": 2}
+        undisturbed = text_of(client.post("/v1/completions", json=body | {"stream": False}))
+        with client.stream("POST", "/v1/completions", json=body) as response:
+            events = events_of(response)
+            pieces = [next(events)]
+            os.kill(engine_pid(server), number)
+            *rest, done = events
         assert done == "[DONE]"
-        late = client.post("/v1/completions", json={"prompt": "x"})
-        assert (late.status_code, late.json()["error"]["code"]) == (503, "service_unavailable")
-        assert int(late.headers["retry-after"]) >= 1
-        assert client.get("/health").status_code == 503
+        assert streamed_text([*pieces, *rest]) == undisturbed
+        assert client.get("/health").status_code == 200
+
+
+@pytest.mark.slow
+def test_when_a_front_end_dies_its_work_is_dropped_and_another_one_serves(tmp_path: Path) -> None:
+    with serve_fake(write_tokenizer(tmp_path)) as server:
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG, timeout=60) as response:
+            events = events_of(response)
+            next(events)
+            os.kill(child_pid(server, "orcinus.server.front"), signal.SIGKILL)
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(events)
+        server.next_event("front", "gone")
+        answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "x"}, timeout=60)
+        assert answer.status_code == 200
+
+
+@pytest.mark.slow
+def test_several_front_ends_share_one_port(tmp_path: Path) -> None:
+    with serve_fake(write_tokenizer(tmp_path), TEST_FRONT_ENDS="2") as server:
+        for _ in range(20):
+            answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "x"}, timeout=60)
+            assert answer.status_code == 200
+        assert len(children(server, "orcinus.server.front")) == 2
+
+
+@pytest.mark.slow
+def test_a_server_whose_engines_die_again_and_again_leaves_with_the_reason(tmp_path: Path) -> None:
+    command = [sys.executable, str(SERVE_FAKE), str(tmp_path), "--crash-when-ready"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "EngineDied" in ended.stderr
+    assert "died too soon" in ended.stderr
+
+
+def text_of(response: httpx.Response) -> list[str]:
+    """The text of each choice."""
+    return [choice["text"] for choice in response.json()["choices"]]
+
+
+def streamed_text(events: list[str]) -> list[str]:
+    """The same from a stream of two choices."""
+    texts = ["", ""]
+    for event in events:
+        for choice in json.loads(event)["choices"]:
+            texts[choice["index"]] += choice["text"]
+    return texts
+
+
+def children(server: Served, module: str) -> list[int]:
+    """Processes that the server has started, by a word of their command line."""
+    found = []
+    for task in Path(f"/proc/{server.process.pid}/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            if module in Path(f"/proc/{pid}/cmdline").read_text():
+                found.append(int(pid))
+    return found
+
+
+def child_pid(server: Served, module: str) -> int:
+    (pid,) = children(server, module)
+    return pid
+
+
+def engine_pid(server: Served) -> int:
+    return child_pid(server, "fake_engine")
 
 
 def _end(server: Served, response: httpx.Response, *signals: signal.Signals) -> list[str]:
