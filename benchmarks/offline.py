@@ -20,9 +20,10 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
-from workloads import Job, bench_160m, workload
+from workloads import bench_160m
 
 from orcinus import LLM, SamplingParams
+from orcinus.bench.workloads import WORKLOADS, Job, warm_up, workload
 
 PAD = 2
 Run = Callable[[Sequence[Job]], None]
@@ -71,7 +72,7 @@ def transformers_runner(folder: Path, batch_size: int) -> Run:
 def main() -> None:
     """Interleave the runners, repeat by repeat."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads", nargs="+", default=["W1", "W2", "W3", "W4"])
+    parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 32, 64])
@@ -90,9 +91,7 @@ def measure(name: str, runners: dict[str, Run], repeats: int) -> dict[str, list[
     """Seconds of each repeat by runner; the first round warms up with shorter outputs."""
     seconds: dict[str, list[float]] = {runner: [] for runner in runners}
     for repeat in range(repeats + 1):
-        jobs = workload(name, seed=1000 + repeat)
-        if repeat == 0:
-            jobs = [Job(job.prompt, min(8, job.num_output)) for job in jobs[:8]]
+        jobs = (workload if repeat else warm_up)(name, seed=1000 + repeat)
         for runner, run in runners.items():
             started_at = time.perf_counter()
             run(jobs)

@@ -1,52 +1,11 @@
-"""The four offline workloads, and a checkpoint with random weights to run them on. Token ids in, greedy, EOS ignored.
-
-W1: 64 requests, prompts and outputs lognormal (medians 96 and 64), all at once. W2: one request, 128 in, 128 out.
-W3: 32 requests with 384 shared tokens and 16 of their own, 32 out. W4: one request, 2,048 in, 1 out.
-Lengths are the same in every repeat; the ids differ, so that no repeat finds its prompts in a cache.
-"""
+"""The checkpoint that the benchmarks run on; its workloads W1 to W4 are in `orcinus.bench.workloads`."""
 
 from __future__ import annotations
 
 import json
-import math
-import random
-from dataclasses import dataclass
 from pathlib import Path
 
 VOCAB_SIZE = 32_000
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One request: prompt ids and the number of tokens to generate."""
-
-    prompt: list[int]
-    num_output: int
-
-
-def workload(name: str, seed: int) -> list[Job]:
-    """The requests of W1 to W4; `seed` changes the ids, never the lengths."""
-    lengths, ids = random.Random(20240), random.Random(seed)
-
-    def tokens(count: int) -> list[int]:
-        return [ids.randrange(10, 30_000) for _ in range(count)]
-
-    match name:
-        case "W1":
-            sizes = [(_lognormal(lengths, 96, 16, 512), _lognormal(lengths, 64, 8, 256)) for _ in range(64)]
-            return [Job(tokens(prompt), output) for prompt, output in sizes]
-        case "W2":
-            return [Job(tokens(128), 128)]
-        case "W3":
-            prefix = tokens(384)
-            return [Job(prefix + tokens(16), 32) for _ in range(32)]
-        case "W4":
-            return [Job(tokens(2048), 1)]
-    raise ValueError(f"{name} is none of W1, W2, W3, W4")
-
-
-def _lognormal(rng: random.Random, median: float, low: int, high: int, sigma: float = 0.7) -> int:
-    return max(low, min(high, round(math.exp(rng.gauss(math.log(median), sigma)))))
 
 
 def bench_160m(folder: Path) -> Path:

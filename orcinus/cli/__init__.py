@@ -7,6 +7,8 @@ import sys
 from cyclopts import App
 
 from orcinus import __version__
+from orcinus.cli.bench import bench
+from orcinus.cli.eval import evaluate
 from orcinus.cli.generate import generate
 from orcinus.cli.serve import serve
 from orcinus.errors import OrcinusError
@@ -25,6 +27,8 @@ def main() -> None:
     )
     app.command(serve)
     app.command(generate)
+    app.command(bench)
+    app.command(evaluate, name="eval")
     try:
         sys.exit(app())
     except OrcinusError as error:
