@@ -11,7 +11,7 @@ from orcinus.core.clock import Clock
 from orcinus.core.plan import TokenLogprobs
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason, Request, unpack_tokens
-from orcinus.engine.messages import Outputs
+from orcinus.engine.messages import Abort, Outputs
 from orcinus.errors import RequestFailed
 from orcinus.server.metrics import Metrics
 from orcinus.text.stream import PROMPT_TAIL, TextStream, text_tokens
@@ -29,6 +29,9 @@ class ProgressStream(Protocol):
 
     def close(self) -> None:
         """Nobody wants the rest."""
+
+    def resumption(self) -> tuple[Request, list[Abort]]:
+        """The request to go on with, and the answers that have ended outside the engine."""
 
 
 class EngineFront(Protocol):
@@ -84,6 +87,7 @@ class Answers:
         self._clock = clock
         self._arrival = asyncio.Event()
         self._streams: list[ProgressStream] = []
+        self._paused: list[tuple[Request, list[Abort]]] = []
         self._answers: list[_Answer] = []
 
     @property
@@ -106,21 +110,52 @@ class Answers:
             ]
         self._metrics.prompt_tokens.inc(self.num_prompt_tokens)
 
+    def pause(self) -> list[Piece]:
+        """Nobody listens: let the engine drop the work, but keep what is known, for `resume`.
+
+        Returns:
+            the pieces that had arrived and were not handed out yet.
+        """
+        pieces = self._pieces()
+        self._paused = [stream.resumption() for stream in self._streams]
+        for stream in self._streams:
+            stream.close()
+        return pieces
+
+    def resume(self) -> None:
+        """Somebody listens again: send the requests to the engine once more, with the tokens known.
+
+        Raises:
+            EngineDied: there is none.
+        """
+        first = 0
+        self._streams = []
+        for request, ended in self._paused:
+            answers = self._answers[first : first + request.params.n]
+            first += request.params.n
+            stream = self._front.submit(request, self._arrival) if any(not each.ended for each in answers) else None
+            self._streams.append(stream or _Ended())
+            for abort in ended:
+                self._streams[-1].abort(abort.index, abort.cause)
+            for each in answers:
+                each.follow(self._streams[-1])
+
     async def batches(self) -> AsyncIterator[list[Piece]]:
         """The pieces that arrived together, until every answer has ended.
 
         Raises:
             RequestFailed: one of the answers ended in an error.
         """
-        num_open = len(self._answers)
-        while num_open:
+        while not all(answer.ended for answer in self._answers):
             self._arrival.clear()
-            pieces = [piece for one in self._arrived() if (piece := self._take(*one)) is not None]
-            num_open -= sum(piece.finish_reason is not None for piece in pieces)
+            pieces = self._pieces()
             if pieces:
                 yield pieces
             else:
                 await self._arrival.wait()
+
+    def _pieces(self) -> list[Piece]:
+        return [piece for one in self._arrived() if (piece := self._take(*one)) is not None]
 
     def _arrived(self) -> list[tuple[_Answer, Progress]]:
         first, arrived = 0, []
@@ -153,14 +188,36 @@ class Answers:
             if answer.first_token_at is not None and answer.num_tokens > 1:
                 self._metrics.time_per_output_token.observe((now - answer.first_token_at) / (answer.num_tokens - 1))
 
+    def close(self) -> None:
+        """Nobody wants the rest, now or later."""
+        for stream in self._streams:
+            stream.close()
+
     def __enter__(self) -> Answers:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for stream in self._streams:
-            stream.close()
+        self.close()
+
+
+class _Ended:
+    """Stands for the stream of a request whose answers have all ended."""
+
+    def arrived(self) -> list[Progress]:
+        """Nothing."""
+        return []
+
+    def abort(self, index: int | None = None, cause: FinishReason = FinishReason.ABORT) -> None:
+        """There is nothing left to end."""
+
+    def close(self) -> None:
+        """There is nothing left to close."""
+
+    def resumption(self) -> tuple[Request, list[Abort]]:
+        """Never asked: a response whose answers have all ended isn't paused."""
+        raise AssertionError("an ended request is not resumed")
 
 
 class _Answer:
@@ -178,6 +235,10 @@ class _Answer:
         self._stream = stream
         tail = unpack_tokens(request.prompt[-4 * PROMPT_TAIL :])
         self._text = None if tokenizer is None else TextStream(tokenizer, tail, request.params)
+
+    def follow(self, stream: ProgressStream) -> None:
+        """Go on with another stream of the same request."""
+        self._stream = stream
 
     def take(self, progress: Progress) -> Piece | None:
         """The next piece; None once the answer has ended, and where nothing can be told yet."""

@@ -20,13 +20,14 @@ from orcinus.core.request import Request as EngineRequest
 from orcinus.core.request import SamplingParams
 from orcinus.errors import EngineDied, InvalidRequest, OrcinusError
 from orcinus.server.answers import Answers
-from orcinus.server.delivery import EventStream, WholeAnswer
+from orcinus.server.delivery import WholeAnswer
 from orcinus.server.errors import handle_error
-from orcinus.server.gate import Gate
+from orcinus.server.gate import Gate, key_of
 from orcinus.server.intake import Intake, Limits, ServerContext, json_response, off_loop
 from orcinus.server.metrics import CONTENT_TYPE, Metrics
 from orcinus.server.protocol import ChatRequest, CompletionRequest, GenerateRequest, parse
 from orcinus.server.responses import ChatDialect, CompletionDialect, Dialect, ReplyFrame
+from orcinus.server.streams import EventStream, StreamLog, StreamStore
 from orcinus.server.translate import chat_params, completion_params, messages_of, prompts_of
 from orcinus.server.vector_api import CLASSIFY_PATHS, EMBEDDING_PATHS, RERANK_PATHS, SCORE_PATHS, VectorApi
 
@@ -45,6 +46,7 @@ def create_app(context: ServerContext) -> Starlette:
             *(Route(path, vectors.classify, methods=["POST"]) for path in CLASSIFY_PATHS),
             *(Route(path, vectors.score, methods=["POST"]) for path in SCORE_PATHS),
             *(Route(path, vectors.rerank, methods=["POST"]) for path in RERANK_PATHS),
+            Route("/v1/streams/{stream_id}", api.stream),
             Route("/v1/models", api.models),
             Route("/v1/models/{model:path}", api.model),
             Route("/health", api.health),
@@ -70,6 +72,7 @@ class _Api:
         self._intake = intake
         self._context = intake.context
         self._metrics = intake.metrics
+        self._streams = StreamStore()
         self._created = int(time.time())
         self._completion_decoder = msgspec.json.Decoder(CompletionRequest)
         self._chat_decoder = msgspec.json.Decoder(ChatRequest)
@@ -82,7 +85,7 @@ class _Api:
         prompts = await self._token_prompts(prompts_of(asked))
         requests = self._admit(frame.id, prompts, params)
         dialect = CompletionDialect(frame, requests, self._context.tokenizer, self._with_ids(asked))
-        return self._deliver(asked, requests, dialect)
+        return self._deliver(request, asked, requests, dialect, frame)
 
     async def chat_completions(self, request: Request) -> WholeAnswer | EventStream:
         """POST /v1/chat/completions."""
@@ -96,7 +99,16 @@ class _Api:
             param = "messages" if error.param == "prompt" else error.param
             raise InvalidRequest(error.message, param=param, code=error.code) from error
         dialect = ChatDialect(frame, requests[0], self._context.tokenizer, self._with_ids(asked))
-        return self._deliver(asked, requests, dialect)
+        return self._deliver(request, asked, requests, dialect, frame)
+
+    async def stream(self, request: Request) -> EventStream:
+        """GET /v1/streams/{stream_id}: go on after the event named by the header `Last-Event-ID`, or from the start."""
+        log = self._streams.find(request.path_params["stream_id"], key_of(request))
+        last_event_id = request.headers.get("last-event-id")
+        place = 0 if last_event_id is None else log.place_after(last_event_id)
+        if place is None:
+            raise InvalidRequest("the stream has no event with this Last-Event-ID", param="last-event-id")
+        return EventStream(log, self._streams, place)
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -178,12 +190,19 @@ class _Api:
         return requests
 
     def _deliver(
-        self, asked: GenerateRequest, requests: Sequence[EngineRequest], dialect: Dialect
+        self,
+        request: Request,
+        asked: GenerateRequest,
+        requests: Sequence[EngineRequest],
+        dialect: Dialect,
+        frame: ReplyFrame,
     ) -> WholeAnswer | EventStream:
         context = self._context
         answers = Answers(context.client, requests, context.tokenizer, self._metrics, context.clock)
         if asked.stream:
-            return EventStream(answers, dialect, asked.include_usage)
+            log = StreamLog(frame.id, key_of(request), answers, dialect, asked.include_usage)
+            self._streams.add(log)
+            return EventStream(log, self._streams)
         return WholeAnswer(answers, dialect)
 
 

@@ -265,4 +265,4 @@ def test_a_stream_is_events_and_ends_with_done_in_the_last_write(served: Served)
     headers, _, chunks = answer.partition(b"\r\n\r\n")
     assert b"content-type: text/event-stream" in headers
     assert chunks.endswith(b"\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
-    assert all(line.startswith(b"data: ") for line in re.findall(rb"^\S+: .*", chunks, re.MULTILINE))
+    assert all(line.startswith((b"data: ", b"id: ")) for line in re.findall(rb"^\S+: .*", chunks, re.MULTILINE))

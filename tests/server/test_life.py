@@ -25,7 +25,7 @@ LONG = {"prompt": "on and on ", "max_tokens": 3000, "stream": True, "ignore_eos"
 
 def events_of(response: httpx.Response) -> Iterator[str]:
     """The data of each event."""
-    return (line.removeprefix("data: ") for line in response.iter_lines() if line)
+    return (line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: "))
 
 
 def test_the_server_leaves_torch_unloaded() -> None:
