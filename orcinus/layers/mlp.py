@@ -14,13 +14,8 @@ class Mlp(Protocol):
     """[tokens, hidden] → [tokens, hidden]."""
 
     @property
-    def input(self) -> PackedLinear:
-        """The first product."""
-        ...
-
-    @property
-    def output(self) -> PackedLinear:
-        """The second."""
+    def products(self) -> tuple[PackedLinear, ...]:
+        """All that it multiplies by."""
         ...
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -37,6 +32,11 @@ class GatedMlp:
     output: PackedLinear
     activation: Activation
 
+    @property
+    def products(self) -> tuple[PackedLinear, ...]:
+        """All that it multiplies by."""
+        return self.input, self.output
+
     def __call__(self, x: Tensor) -> Tensor:
         """[tokens, hidden] → [tokens, hidden]."""
         inner = self.kernels.gated(self.kernels.linear(x, self.input), self.activation)
@@ -51,6 +51,11 @@ class PlainMlp:
     input: PackedLinear
     output: PackedLinear
     activation: Activation
+
+    @property
+    def products(self) -> tuple[PackedLinear, ...]:
+        """All that it multiplies by."""
+        return self.input, self.output
 
     def __call__(self, x: Tensor) -> Tensor:
         """[tokens, hidden] → [tokens, hidden]."""

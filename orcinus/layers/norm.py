@@ -20,7 +20,7 @@ class Norm(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RmsNorm:
-    """x / rms(x) · weight."""
+    """x / rms(x) · weight. The weight may be float32 where x is not."""
 
     kernels: KernelSet
     weight: Tensor
@@ -43,3 +43,14 @@ class LayerNorm:
     def __call__(self, x: Tensor) -> Tensor:
         """Any leading shape; x's dtype."""
         return self.kernels.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class AcrossHeads:
+    """Norms all heads of a token as one row (OLMoE), where `attention` would norm each by itself."""
+
+    norm: Norm
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[tokens, heads, head_dim]; x's dtype."""
+        return self.norm(x.flatten(1)).view(x.shape)

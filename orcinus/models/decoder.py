@@ -7,60 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from orcinus.kernels import AttentionBatch, AttentionSpec, KernelSet, PackedLinear
+from orcinus.core.request import PoolingType
+from orcinus.kernels import AttentionBatch, KernelSet
 from orcinus.kernels.check import check_batch_invariance
 from orcinus.kernels.reference import ReferenceKernels
-from orcinus.layers.attention import Attention
-from orcinus.layers.mlp import GatedMlp, Mlp, PlainMlp
-from orcinus.layers.norm import Norm
 from orcinus.models import ModelShape
+from orcinus.models.assembly import Assembler, Body
 from orcinus.models.config import ModelConfig
 from orcinus.models.loader import Checkpoint
 from orcinus.models.weights import FileSource, HeaderSource, PartBuilder
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderLayer:
-    """Attention, then the MLP, each after a norm and added to what came in."""
-
-    input_norm: Norm
-    attention: Attention
-    mlp_norm: Norm
-    mlp: Mlp
-
-    def __call__(self, x: Tensor, batch: AttentionBatch, kv: tuple[Tensor, Tensor]) -> Tensor:
-        """[tokens, hidden] → [tokens, hidden]."""
-        x = x + self.attention(self.input_norm(x), batch, kv)
-        return x + self.mlp(self.mlp_norm(x))
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderBody:
-    """All that holds weights. `positions` are learned ones [max_positions, hidden], where the family has them."""
-
-    embedding: Tensor
-    positions: Tensor | None
-    layers: tuple[DecoderLayer, ...]
-    final_norm: Norm
-    head: PackedLinear
-
-    @classmethod
-    def build(
-        cls, builder: PartBuilder, config: ModelConfig, kernels: KernelSet, cos_sin: Tensor | None
-    ) -> DecoderBody:
-        """From the tensors that `builder` reads, in about the order in which files hold them."""
-        names = config.family.names
-        embedding = builder.table(names.embedding, config.vocab_size)
-        return cls(
-            embedding=embedding,
-            positions=builder.table(names.positions, config.max_positions) if names.positions else None,
-            layers=tuple(_layer(builder, config, kernels, cos_sin, index) for index in range(config.num_layers)),
-            final_norm=builder.norm(names.final_norm, config.hidden_size),
-            head=builder.head(embedding),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +33,7 @@ class Decoder:
 
     config: ModelConfig
     kernels: KernelSet
-    body: DecoderBody
+    body: Body
     num_parameters: int
     weight_bytes: int
     weights_revision: str
@@ -100,31 +57,44 @@ class Decoder:
         Raises:
             CheckpointError: weights that are missing, damaged or not those of `config`, before the first is read.
         """
-        checkpoint = Checkpoint.open(folder)
-        headers = _check_headers(checkpoint, config)
+        checkpoint = Checkpoint.open(folder).with_names(config.family.names.older)
+        prefix = _prefix(checkpoint, config)
+        headers = _check_headers(checkpoint, config, prefix)
         files = FileSource(checkpoint, dtype, device, headers.num_bytes, progress)
-        builder = PartBuilder(files, config, kernels, _prefix(checkpoint, config))
-        cos_sin = None if config.rotary is None else config.rotary.table(config.max_positions, device)
-        body = DecoderBody.build(builder, config, kernels, cos_sin)
-        held_bytes = builder.held_bytes + (0 if cos_sin is None else cos_sin.nbytes)
+        builder = PartBuilder(files, config, kernels)
+        rotaries = {rotary for rotary in config.rotaries if rotary is not None}
+        tables = {rotary: rotary.table(config.max_positions, device) for rotary in rotaries}
+        body = Assembler(builder, config, kernels, prefix, tables).body()
+        held_bytes = builder.held_bytes + sum(table.nbytes for table in tables.values())
         return cls(config, kernels, body, headers.num_elements, held_bytes, checkpoint.revision)
 
     @property
     def shape(self) -> ModelShape:
         """Sizes and abilities."""
-        config = self.config
+        config, body = self.config, self.body
         qkv = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
         return ModelShape(
             architecture=config.architecture,
             vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
+            hidden_size=config.embedding_size,
             num_layers=config.num_layers,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
-            widest=max(qkv, 3 * config.intermediate_size),
+            widest=max(
+                qkv, 3 * config.intermediate_size, 0 if config.moe is None else config.moe.widest(config.hidden_size)
+            ),
             max_positions=config.max_positions,
             is_causal=config.family.causal,
+            generates=body.head is not None,
+            labels=config.labels if body.classifier is not None else (),
+            pooling=config.pooling or self._usual_pooling(),
+            pair_segments=config.num_segments > 1,
         )
+
+    def _usual_pooling(self) -> PoolingType:
+        if self.config.family.causal:
+            return "last"
+        return "mean" if self.body.classifier is None else "cls"
 
     def check_batch_invariance(self) -> None:
         """Compare rows alone and in a crowd, for every product of the model.
@@ -132,7 +102,7 @@ class Decoder:
         Raises:
             BatchVarianceError: a row's bits depend on its company.
         """
-        embedding = self.body.embedding
+        embedding = self.body.embedding.words
         check_batch_invariance(self.kernels, self.linear_shapes(), embedding.dtype, embedding.device)
 
     def forward(
@@ -143,44 +113,43 @@ class Decoder:
         segments: Tensor | None = None,
     ) -> Tensor:
         """See `Model.forward`."""
-        body = self.body
-        x = F.embedding(tokens, body.embedding)
-        if body.positions is not None:
-            x = x + F.embedding(batch.positions, body.positions)
-        for layer, layer_kv in zip(body.layers, kv, strict=True):
+        x = self.body.embedding(tokens, batch.positions, segments)
+        for layer, layer_kv in zip(self.body.layers, kv, strict=True):
             x = layer(x, batch, layer_kv)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `Model.logits`."""
+        assert self.body.head is not None
         if not len(hidden):
             return hidden.new_empty((0, self.config.vocab_size), dtype=torch.float32)
-        return self.kernels.linear_float32(self.states(hidden), self.body.head)
+        logits, cap = self.kernels.linear_float32(self.states(hidden), self.body.head), self.config.logit_soft_cap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     def states(self, hidden: Tensor) -> Tensor:
         """See `Model.states`."""
-        return self.body.final_norm(hidden)
+        norm, projection = self.body.final_norm, self.body.state_projection
+        states = hidden if norm is None else norm(hidden)
+        return states if projection is None else self.kernels.linear(states, projection)
 
     def class_scores(self, pooled: Tensor) -> Tensor:
         """See `Model.class_scores`."""
-        raise NotImplementedError
+        assert self.body.classifier is not None
+        return self.body.classifier(pooled)
 
     def linear_shapes(self) -> list[tuple[int, int]]:
         """The distinct (in, out) of all products, smallest first."""
-        products = [self.body.head]
-        for layer in self.body.layers:
-            products += [layer.attention.qkv, layer.attention.output, layer.mlp.input, layer.mlp.output]
-        return sorted({(product.in_features, product.out_features) for product in products})
+        return sorted({(product.in_features, product.out_features) for product in self.body.products})
 
 
-def _check_headers(checkpoint: Checkpoint, config: ModelConfig) -> HeaderSource:
+def _check_headers(checkpoint: Checkpoint, config: ModelConfig, prefix: str) -> HeaderSource:
     """Build the model once without data, so that a tensor missing at the end is told at once.
 
     Raises:
         CheckpointError: a tensor missing, misshapen or left over.
     """
     headers, kernels, names = HeaderSource(checkpoint), ReferenceKernels(), config.family.names
-    DecoderBody.build(PartBuilder(headers, config, kernels, _prefix(checkpoint, config)), config, kernels, None)
+    Assembler(PartBuilder(headers, config, kernels), config, kernels, prefix, {}).body()
     tied = (f"{names.head}.weight",) if config.tie_embeddings else ()
     checkpoint.refuse_unused(headers.names, names.ignored + tied)
     return headers
@@ -191,55 +160,3 @@ def _prefix(checkpoint: Checkpoint, config: ModelConfig) -> str:
     names = config.family.names
     fitting = [prefix for prefix in names.prefixes if f"{prefix}{names.embedding}.weight" in checkpoint.tensors]
     return fitting[0] if fitting else names.prefixes[0]
-
-
-def _layer(
-    builder: PartBuilder, config: ModelConfig, kernels: KernelSet, cos_sin: Tensor | None, index: int
-) -> DecoderLayer:
-    names, hidden = config.family.names, config.hidden_size
-    prefix = names.layer.format(index)
-    return DecoderLayer(
-        input_norm=builder.norm(prefix + names.input_norm, hidden),
-        attention=_attention(builder, config, kernels, cos_sin, index),
-        mlp_norm=builder.norm(prefix + names.mlp_norm, hidden),
-        mlp=_mlp(builder, config, kernels, prefix),
-    )
-
-
-def _attention(
-    builder: PartBuilder, config: ModelConfig, kernels: KernelSet, cos_sin: Tensor | None, index: int
-) -> Attention:
-    names, head_dim = config.family.names, config.head_dim
-    prefix, normed = names.layer.format(index), config.family.query_key_norm
-    heads, kv_heads = config.num_heads * head_dim, config.num_kv_heads * head_dim
-    qkv = tuple(prefix + name for name in names.qkv)
-    return Attention(
-        kernels=kernels,
-        spec=AttentionSpec(
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=head_dim,
-            scale=config.attention_scale,
-            causal=config.family.causal,
-            window=config.windows[index],
-            soft_cap=config.attention_soft_cap,
-        ),
-        qkv=builder.linear(qkv, (heads, kv_heads, kv_heads), config.hidden_size, bias=config.qkv_bias),
-        output=builder.linear(
-            (prefix + names.attention_output,), (config.hidden_size,), heads, bias=config.attention_output_bias
-        ),
-        query_norm=builder.norm(prefix + names.query_norm, head_dim) if normed else None,
-        key_norm=builder.norm(prefix + names.key_norm, head_dim) if normed else None,
-        cos_sin=cos_sin,
-    )
-
-
-def _mlp(builder: PartBuilder, config: ModelConfig, kernels: KernelSet, prefix: str) -> Mlp:
-    names, inner = config.family.names, config.intermediate_size
-    inputs = tuple(prefix + name for name in names.mlp_input)
-    return (GatedMlp if config.family.gated_mlp else PlainMlp)(
-        kernels=kernels,
-        input=builder.linear(inputs, (inner,) * len(inputs), config.hidden_size, bias=config.mlp_bias),
-        output=builder.linear((prefix + names.mlp_output,), (config.hidden_size,), inner, bias=config.mlp_bias),
-        activation=config.activation,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orcinus.models.config import ConfigFields
+from orcinus.models.fields import ConfigFields
 
 
 def load_eos_token_ids(folder: Path) -> tuple[int, ...]:

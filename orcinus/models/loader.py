@@ -12,7 +12,8 @@ import msgspec
 import torch
 
 from orcinus.errors import CheckpointError, nearest
-from orcinus.models.config import ConfigFields, ModelConfig
+from orcinus.models.config import ModelConfig
+from orcinus.models.fields import ConfigFields
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -54,9 +55,10 @@ def resolve_dtype(requested: str, config: ModelConfig, device: torch.device) -> 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a tensor lies, and its shape. `offset` counts from the file's first byte."""
+    """Where a tensor lies, under which name, and its shape. `offset` counts from the file's first byte."""
 
     file: Path
+    name: str
     offset: int
     shape: tuple[int, ...]
     num_bytes: int
@@ -93,6 +95,11 @@ class Checkpoint:
             tensors.update(stored)
         return cls(folder, tensors, digest.hexdigest())
 
+    def with_names(self, older: Mapping[str, str]) -> Checkpoint:
+        """The same with today's names, by the ends of `older` ones."""
+        tensors = {_current(name, older): tensor for name, tensor in self.tensors.items()}
+        return Checkpoint(self.folder, tensors, self.revision)
+
     def stored(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
         """Where `name` lies, which must have `shape`.
 
@@ -124,6 +131,11 @@ class Checkpoint:
                 f"{self.tensors[unused[0]].file}: {len(unused)} tensors have no place in the model that config.json "
                 f"describes, among them {unused[0]}. Use the config.json that belongs to these weights."
             )
+
+
+def _current(name: str, older: Mapping[str, str]) -> str:
+    ends = [end for end in older if name.endswith(end)]
+    return name.removesuffix(ends[0]) + older[ends[0]] if ends else name
 
 
 def damaged(path: Path, reason: str) -> CheckpointError:
@@ -205,4 +217,4 @@ def _stored(path: Path, start: int, name: str, entry: _Entry) -> StoredTensor:
         )
     if entry.data_offsets[0] < 0 or num_bytes != math.prod(entry.shape) * _SERVED_DTYPES[entry.dtype]:
         raise damaged(path, f"tensor {name} has {num_bytes} bytes for the shape {list(entry.shape)}")
-    return StoredTensor(path, start + entry.data_offsets[0], entry.shape, num_bytes)
+    return StoredTensor(path, name, start + entry.data_offsets[0], entry.shape, num_bytes)

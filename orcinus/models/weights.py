@@ -19,6 +19,10 @@ from orcinus.models.loader import Checkpoint, damaged
 class TensorSource(Protocol):
     """Gives tensors by name."""
 
+    def has(self, name: str) -> bool:
+        """There is a tensor of this name."""
+        ...
+
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Tensor `name`, which must have `shape`."""
         ...
@@ -32,6 +36,10 @@ class HeaderSource:
         self.names: set[str] = set()
         self.num_bytes = 0
         self.num_elements = 0
+
+    def has(self, name: str) -> bool:
+        """There is a tensor of this name."""
+        return name in self._checkpoint.tensors
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """An empty tensor on the meta device.
@@ -65,6 +73,10 @@ class FileSource:
         self._num_bytes, self._done, self._progress = num_bytes, 0, progress
         self._opened: tuple[Path, safe_open] | None = None
 
+    def has(self, name: str) -> bool:
+        """There is a tensor of this name."""
+        return name in self._checkpoint.tensors
+
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """An own copy: the stored tensor would keep its file mapped.
 
@@ -72,7 +84,7 @@ class FileSource:
             CheckpointError: missing, misshapen or unreadable.
         """
         stored = self._checkpoint.stored(name, shape)
-        stored_tensor: Tensor = self._open(stored.file).get_tensor(name)  # type: ignore[no-untyped-call]
+        stored_tensor: Tensor = self._open(stored.file).get_tensor(stored.name)  # type: ignore[no-untyped-call]
         tensor = stored_tensor.to(self._device, self._dtype, copy=True)
         self._done += stored.num_bytes
         if self._progress is not None:
@@ -89,40 +101,62 @@ class FileSource:
 
 
 class PartBuilder:
-    """Makes a decoder's parts from tensors under the family's names, and counts the bytes that stay in memory."""
+    """Makes a model's parts from tensors by name, and counts the bytes that stay in memory."""
 
-    def __init__(self, source: TensorSource, config: ModelConfig, kernels: KernelSet, prefix: str) -> None:
-        self._source, self._config, self._kernels, self._prefix = source, config, kernels, prefix
+    def __init__(self, source: TensorSource, config: ModelConfig, kernels: KernelSet) -> None:
+        self._source, self._config, self._kernels = source, config, kernels
         self.held_bytes = 0
 
-    def table(self, name: str, rows: int) -> Tensor:
-        """An embedding [rows, hidden]."""
-        return self._hold(self._source.read(f"{self._prefix}{name}.weight", (rows, self._config.hidden_size)))
+    def has(self, name: str) -> bool:
+        """The checkpoint holds a weight of this name."""
+        return self._source.has(f"{name}.weight")
+
+    def table(self, name: str, rows: int, width: int) -> Tensor:
+        """An embedding [rows, width]."""
+        return self._hold(self._source.read(f"{name}.weight", (rows, width)))
 
     def norm(self, name: str, size: int) -> Norm:
         """A norm over `size` elements, of the family's kind."""
-        weight = self._hold(self._source.read(f"{self._prefix}{name}.weight", (size,)))
-        if self._config.family.norm == "rms":
-            return RmsNorm(self._kernels, weight, self._config.norm_eps)
-        bias = self._hold(self._source.read(f"{self._prefix}{name}.bias", (size,)))
-        return LayerNorm(self._kernels, weight, bias, self._config.norm_eps)
+        kind, eps = self._config.family.norm, self._config.norm_eps
+        weight = self._source.read(f"{name}.weight", (size,))
+        if kind == "rms_offset":
+            # In bfloat16 the sum would lose up to eight bits of a small offset. In place: `+` on a tensor without data
+            # would import the compiler.
+            weight = weight.float().add_(1)
+        if kind != "layer":
+            return RmsNorm(self._kernels, self._hold(weight), eps)
+        bias = self._source.read(f"{name}.bias", (size,))
+        return LayerNorm(self._kernels, self._hold(weight), self._hold(bias), eps)
 
     def linear(
-        self, names: tuple[str, ...], out_features: tuple[int, ...], in_features: int, *, bias: bool
+        self,
+        names: tuple[str, ...],
+        out_features: tuple[int, ...],
+        in_features: int,
+        *,
+        bias: bool,
+        order: Callable[[Tensor], Tensor] | None = None,
     ) -> PackedLinear:
-        """One product of the projections `names` side by side."""
+        """One product of the projections `names` side by side.
+
+        Args:
+            order: puts the rows of the whole, of which there are sum(out_features), in the order of the parts.
+        """
         sizes = dict(zip(names, out_features if len(names) > 1 else (sum(out_features),), strict=True))
         weight = _joined(sum(out_features), (self._weight(name, rows, in_features) for name, rows in sizes.items()))
+        weight = weight if order is None else order(weight)
         if not bias:
             return self._pack(weight, None)
-        biases = (self._source.read(f"{self._prefix}{name}.bias", (rows,)) for name, rows in sizes.items())
-        return self._pack(weight, _joined(sum(out_features), biases))
+        joined = _joined(sum(out_features), (self._source.read(f"{name}.bias", (n,)) for name, n in sizes.items()))
+        return self._pack(weight, joined if order is None else order(joined))
 
-    def head(self, embedding: Tensor) -> PackedLinear:
-        """The vocabulary head; a tied one shares the embedding's memory where packing leaves weights as they are."""
-        if not self._config.tie_embeddings:
-            shape = (self._config.vocab_size, self._config.hidden_size)
-            return self._pack(self._source.read(f"{self._config.family.names.head}.weight", shape), None)
+    def head(self, name: str, out_features: int, in_features: int, *, bias: bool) -> PackedLinear:
+        """A product outside the layers, stored [out, in] by all families."""
+        weight = self._source.read(f"{name}.weight", (out_features, in_features))
+        return self._pack(weight, self._source.read(f"{name}.bias", (out_features,)) if bias else None)
+
+    def tied_head(self, embedding: Tensor) -> PackedLinear:
+        """A vocabulary head that shares the embedding's memory where packing leaves weights as they are."""
         packed = self._kernels.pack(embedding, None)
         self.held_bytes += 0 if packed.data is embedding else embedding.nbytes
         return packed
@@ -130,8 +164,8 @@ class PartBuilder:
     def _weight(self, name: str, rows: int, columns: int) -> Tensor:
         """[rows, columns], however it is stored."""
         if self._config.family.transposed:
-            return self._source.read(f"{self._prefix}{name}.weight", (columns, rows)).t().contiguous()
-        return self._source.read(f"{self._prefix}{name}.weight", (rows, columns))
+            return self._source.read(f"{name}.weight", (columns, rows)).t().contiguous()
+        return self._source.read(f"{name}.weight", (rows, columns))
 
     def _pack(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
         self.held_bytes += weight.nbytes + (0 if bias is None else bias.nbytes)

@@ -159,6 +159,15 @@ def test_norms_are_right_and_rows_independent(
     assert_close(kernels.layer_norm(x, weight.float(), None, 1e-5), exact - bias.double(), 40)
 
 
+@pytest.mark.parametrize("columns", [7, 64, 1003])
+def test_a_float32_weight_keeps_its_bits_on_bfloat16_rows(kernels: CpuKernels, columns: int) -> None:
+    # What is stored as an offset from 1 (Gemma) doesn't fit into bfloat16.
+    x, weight = normal(27, 70, columns, dtype=torch.bfloat16), 1 + normal(28, columns) / 100
+    exact = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    assert_close(kernels.rms_norm(x, weight, 1e-5), exact, 4)
+    assert torch.equal(kernels.rms_norm(x[5:6], weight, 1e-5)[0], kernels.rms_norm(x, weight, 1e-5)[5])
+
+
 def test_norms_take_any_leading_shape(kernels: CpuKernels) -> None:
     x, weight = normal(23, 5, 12, 64)[:, 2:8], normal(24, 64)
     result = kernels.rms_norm(x, weight, 1e-6)
@@ -329,7 +338,7 @@ def assert_attends(kernels: CpuKernels, scene: Scene, work: list[tuple[int, int,
         assert_close(result, exact, 10 * size if result.dtype is torch.float32 else size * (2**-8 / 2e-6))
 
 
-HEADS = [(12, 4, 64), (7, 7, 80), (8, 1, 128), (14, 2, 72), (3, 3, 8), (5, 1, 20), (71, 1, 64)]
+HEADS = [(12, 4, 64), (7, 7, 80), (8, 1, 128), (14, 2, 72), (3, 3, 8), (5, 1, 20), (71, 1, 64), (4, 2, 256)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

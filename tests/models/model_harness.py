@@ -26,7 +26,7 @@ class Pool:
     def __post_init__(self) -> None:
         config = self.decoder.config
         shape = (self.num_blocks, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
-        dtype = self.decoder.body.embedding.dtype
+        dtype = self.decoder.body.embedding.words.dtype
         self.kv = [
             (torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype))
             for _ in range(config.num_layers)
@@ -41,10 +41,18 @@ class Pool:
 
     def run(self, work: Sequence[tuple[int, int, Sequence[int]]], rows: Sequence[int] | None = None) -> Tensor:
         """One iteration of (sequence, start, tokens); the logits of all rows, or of some."""
-        tokens = [token for _, _, piece in work for token in piece]
+        hidden = self.hidden(work)
         with torch.inference_mode():
-            hidden = self.decoder.forward(torch.tensor(tokens), self._batch(work), self.kv)
-            return self.decoder.logits(hidden[torch.tensor(rows or range(len(tokens)))])
+            return self.decoder.logits(hidden[torch.tensor(rows or range(len(hidden)))])
+
+    def hidden(
+        self, work: Sequence[tuple[int, int, Sequence[int]]], segments: Sequence[Sequence[int]] | None = None
+    ) -> Tensor:
+        """Likewise what the heads take. `segments` are those of each piece of work."""
+        tokens = [token for _, _, piece in work for token in piece]
+        marks = None if segments is None else torch.tensor([mark for piece in segments for mark in piece])
+        with torch.inference_mode():
+            return self.decoder.forward(torch.tensor(tokens), self._batch(work), self.kv, marks)
 
     def _batch(self, work: Sequence[tuple[int, int, Sequence[int]]]) -> AttentionBatch:
         starts, tables, slots, positions = [0], [], [], []
@@ -78,3 +86,13 @@ def teacher_forced(
         for (index, _, _), piece in zip(iteration, pieces, strict=True):
             parts[index].append(piece)
     return [torch.cat(pieces) for pieces in parts]
+
+
+def states(
+    decoder: Decoder, sequences: Sequence[list[int]], segments: Sequence[Sequence[int]] | None = None
+) -> list[Tensor]:
+    """The model's output for each sequence, all of them whole in one iteration."""
+    kv = Pool(decoder)
+    hidden = kv.hidden([(kv.add(len(tokens)), 0, tokens) for tokens in sequences], segments)
+    with torch.inference_mode():
+        return list(decoder.states(hidden).split([len(tokens) for tokens in sequences]))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import save
+from checkpoints import LABELS, SMALL, save
 from safetensors.torch import load_file, save_file
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from orcinus.errors import CheckpointError
 from orcinus.kernels.reference import ReferenceKernels
@@ -36,10 +39,15 @@ def sharded(tmp_path: Path) -> Path:
     return tmp_path / "sharded"
 
 
+# Writes a null, where None takes a key out.
+NULL = object()
+
+
 def edit(path: Path, **changes: object) -> None:
     """Change keys of a JSON file; None takes a key out."""
     values = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    kept = {key: None if value is NULL else value for key, value in values.items() if value is not None}
+    path.write_text(json.dumps(kept))
 
 
 def load_fails(load: Callable, folder: Path, message: str) -> None:
@@ -50,7 +58,7 @@ def load_fails(load: Callable, folder: Path, message: str) -> None:
 def test_sharded_checkpoint_has_the_weights_of_the_single_file(sharded: Path, folder: Path, load: Callable) -> None:
     assert len(list(sharded.glob("*.safetensors"))) > 2
     one, many = load(folder).body, load(sharded).body
-    assert torch.equal(one.embedding, many.embedding)
+    assert torch.equal(one.embedding.words, many.embedding.words)
     assert torch.equal(one.head.data.to_dense(), many.head.data.to_dense())
 
 
@@ -76,9 +84,9 @@ def test_sizes_and_progress_are_those_of_the_files(folder: Path, saved: Callable
 
 def test_tied_head_that_is_packed_counts_its_own_bytes(saved: Callable, load: Callable) -> None:
     decoder = load(saved("llama-llama3")[0])
-    shared = decoder.body.head.data is decoder.body.embedding
+    shared = decoder.body.head.data is decoder.body.embedding.words
     once = 4 * decoder.num_parameters + decoder.config.max_positions * decoder.config.head_dim * 4
-    assert decoder.weight_bytes == once + (0 if shared else decoder.body.embedding.nbytes)
+    assert decoder.weight_bytes == once + (0 if shared else decoder.body.embedding.words.nbytes)
 
 
 def test_gpt2_loads_without_its_prefix_and_with_old_buffers(saved: Callable, tmp_path: Path, load: Callable) -> None:
@@ -87,7 +95,7 @@ def test_gpt2_loads_without_its_prefix_and_with_old_buffers(saved: Callable, tmp
     weights = load_file(folder / "model.safetensors")
     weights = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
     save_file(weights | {"h.0.attn.bias": torch.ones(1, 1, 4, 4)}, tmp_path / "model.safetensors")
-    assert torch.equal(load(tmp_path).body.embedding, load(folder).body.embedding)
+    assert torch.equal(load(tmp_path).body.embedding.words, load(folder).body.embedding.words)
 
 
 def test_revision_changes_with_weights_files_and_configuration(folder: Path, sharded: Path) -> None:
@@ -101,6 +109,44 @@ def test_revision_changes_with_weights_files_and_configuration(folder: Path, sha
     rewrite(folder, lambda weights: weights["model.norm.weight"].sub_(0.5))
     edit(folder / "config.json", rms_norm_eps=1e-5)
     assert Checkpoint.open(folder).revision != before
+
+
+@pytest.mark.parametrize("case", ["gemma2", "gemma3"])
+def test_norms_stored_as_offsets_from_1_keep_all_bits_in_bfloat16(case: str, saved: Callable, load: Callable) -> None:
+    folder, model = saved(case)
+    layer, theirs = load(folder, dtype=torch.bfloat16).body.layers[1], model.model.layers[1]
+    weight = theirs.pre_feedforward_layernorm.weight.detach()
+    assert layer.mlp_norm.weight.dtype == torch.float32
+    assert torch.equal(layer.mlp_norm.weight, 1 + weight.bfloat16().float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scaled_embeddings_have_the_bits_of_transformers(
+    dtype: torch.dtype, saved: Callable, load: Callable, tmp_path: Path
+) -> None:
+    # The root of this width is no whole number, so it is rounded.
+    model = Gemma2ForCausalLM(Gemma2Config(**{**SMALL, "hidden_size": 80, "head_dim": 16}))
+    model.save_pretrained(tmp_path)
+    embedding, tokens = load(tmp_path, dtype=dtype).body.embedding, torch.arange(1003)
+    assert torch.equal(embedding(tokens, tokens, None), model.to(dtype).model.embed_tokens(tokens))
+
+
+LOAD = """
+import pathlib, sys, torch
+from orcinus.kernels.reference import ReferenceKernels
+from orcinus.models.config import load_config
+from orcinus.models.decoder import Decoder
+for folder in map(pathlib.Path, sys.argv[1:]):
+    config = load_config(folder)
+    Decoder.load(folder, config, dtype=torch.bfloat16, device=torch.device("cpu"), kernels=ReferenceKernels())
+sys.exit("torch._dynamo" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_loading_does_not_import_the_compiler(saved: Callable) -> None:
+    folders = [saved(case)[0] for case in ("llama", "qwen3", "gemma2", "gpt2", "opt-post-norm", "gpt_neox", "bert")]
+    assert subprocess.run([sys.executable, "-c", LOAD, *map(str, folders)], check=False).returncode == 0
 
 
 # --- what is wrong with a folder
@@ -227,7 +273,7 @@ def test_quantised_tensor_is_named(folder: Path, load: Callable) -> None:
 WRONG: dict[str, tuple[dict[str, object], str]] = {
     "unknown architecture": ({"architectures": ["LlamaForCausalLn"]}, "did you mean 'LlamaForCausalLM'"),
     "unknown model type": ({"architectures": None, "model_type": "lama"}, "did you mean 'llama'"),
-    "another head": ({"architectures": ["LlamaForSequenceClassification"]}, "not a model that Orcinus serves"),
+    "another head": ({"architectures": ["LlamaForQuestionAnswering"]}, "not a model that Orcinus serves"),
     "unknown activation": ({"hidden_act": "gelu_nwe"}, "did you mean 'gelu_new'"),
     "unknown rope type": ({"rope_parameters": {"rope_type": "lama3", "rope_theta": 1e4}}, "did you mean 'llama3'"),
     "missing rope factor": ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "factor is missing"),
@@ -249,11 +295,96 @@ def test_configuration_that_cannot_be_served_is_explained(case: str, folder: Pat
         load_config(folder)
 
 
-def test_gpt2_option_that_would_be_neglected_is_refused(saved: Callable, tmp_path: Path) -> None:
-    shutil.copy(saved("gpt2")[0] / "config.json", tmp_path)
-    edit(tmp_path / "config.json", scale_attn_by_inverse_layer_idx=True)
-    with pytest.raises(CheckpointError, match="scale_attn_by_inverse_layer_idx is True; only False"):
+WRONG_ELSEWHERE: list[tuple[str, dict[str, object], str]] = [
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True; only False"),
+    ("opt", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine is False; only True"),
+    ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm is True; only False"),
+    ("opt", {"do_layer_norm_before": "no"}, "do_layer_norm_before is 'no'"),
+    ("opt", {"word_embed_proj_dim": "small"}, "word_embed_proj_dim is 'small'"),
+    ("opt", {"enable_bias": 1}, "enable_bias is 1"),
+    ("gpt_neox", {"use_parallel_residual": "yes"}, "use_parallel_residual is 'yes'"),
+    ("mistral", {"sliding_window": 0}, "sliding_window is 0"),
+    ("phi3", {"sliding_window": "wide"}, "sliding_window is 'wide'"),
+    ("qwen2-windowed", {"use_sliding_window": "yes"}, "use_sliding_window is 'yes'"),
+    ("qwen2-windowed", {"layer_types": ["full_attention"]}, "layer_types has 1 entries for 3 layers"),
+    ("gemma2", {"layer_types": ["chunked_attention"] * 3}, "layer_types names 'chunked_attention'"),
+    ("gemma2", {"layer_types": None, "sliding_window_pattern": 0}, "sliding_window_pattern is 0"),
+    ("gemma2", {"sliding_window": NULL}, "sliding_window is missing"),
+    ("gemma2", {"attn_logit_softcapping": 0}, r"attn_logit_softcapping is 0\.0"),
+    ("gemma2", {"final_logit_softcapping": "high"}, "final_logit_softcapping is 'high'"),
+    ("gemma2", {"query_pre_attn_scalar": -1}, r"query_pre_attn_scalar is -1\.0"),
+    ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True; only False"),
+    ("gemma2", {"hidden_activation": "gelu_pytorch_tan"}, "did you mean 'gelu_pytorch_tanh'"),
+    ("gemma3", {"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping is 50\.0; only None"),
+    ("gemma3", {"rope_parameters": {"full_attention": 5}}, "full_attention is 5"),
+    ("gemma3", {"architectures": ["Gemma3ForConditionalGeneration"]}, "not a model that Orcinus serves"),
+    ("bert", {"is_decoder": True}, "is_decoder is True; only False"),
+    ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'; only 'absolute'"),
+    ("bert", {"type_vocab_size": 0}, "type_vocab_size is 0"),
+    ("bert", {"architectures": ["BertForSequenceClasification"]}, "did you mean 'BertForSequenceClassification'"),
+    ("bert-classifier", {"id2label": {"0": "no", "2": "yes"}}, "id2label has the ids 0, 2; those from 0 to 1"),
+    ("bert-classifier", {"id2label": ["no", "yes"]}, "id2label is .'no', 'yes'.; an object"),
+]
+
+
+@pytest.mark.parametrize(("case", "changes", "message"), WRONG_ELSEWHERE)
+def test_option_of_a_family_that_cannot_be_served_is_explained(
+    case: str, changes: dict[str, object], message: str, saved: Callable, tmp_path: Path
+) -> None:
+    shutil.copy(saved(case)[0] / "config.json", tmp_path)
+    edit(tmp_path / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=rf"config\.json: .*{message}"):
         load_config(tmp_path)
+
+
+def test_missing_windows_and_caps_are_the_family_s_and_null_ones_are_none(saved: Callable, tmp_path: Path) -> None:
+    for case, key, found, default in (
+        ("mistral", "sliding_window", lambda config: config.windows[0], 4096),
+        ("phi3", "sliding_window", lambda config: config.windows[0], None),
+        ("gemma2", "attn_logit_softcapping", lambda config: config.attention_soft_cap, 50.0),
+        ("gemma2", "final_logit_softcapping", lambda config: config.logit_soft_cap, 30.0),
+        ("gemma3", "final_logit_softcapping", lambda config: config.logit_soft_cap, None),
+    ):
+        shutil.copy(saved(case)[0] / "config.json", tmp_path)
+        edit(tmp_path / "config.json", **{key: None})
+        assert found(load_config(tmp_path)) == default
+        edit(tmp_path / "config.json", **{key: NULL})
+        assert found(load_config(tmp_path)) is None
+
+
+def test_gemma2_without_layer_types_windows_every_other_layer(saved: Callable, tmp_path: Path) -> None:
+    shutil.copy(saved("gemma2")[0] / "config.json", tmp_path)
+    edit(tmp_path / "config.json", layer_types=None)
+    assert load_config(tmp_path).windows == (9, None, 9)
+
+
+def test_labels_are_in_the_order_of_their_ids(saved: Callable) -> None:
+    assert load_config(saved("bert-classifier")[0]).labels == tuple(LABELS.values())
+    assert load_config(saved("bert")[0]).labels == ("LABEL_0", "LABEL_1")
+
+
+def test_both_names_of_gpt_neox_s_head_and_its_old_buffers_load(
+    saved: Callable, tmp_path: Path, load: Callable
+) -> None:
+    folder, _ = saved("gpt_neox")
+    shutil.copy(folder / "config.json", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights.pop("embed_out.weight")
+    save_file(weights | {"gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 4, 4)}, tmp_path / "model.safetensors")
+    assert torch.equal(load(tmp_path).body.head.data.to_dense(), load(folder).body.head.data.to_dense())
+
+
+def test_older_names_of_bert_s_norms_and_buffers_load(saved: Callable, tmp_path: Path, load: Callable) -> None:
+    folder, _ = saved("bert-masked")
+    shutil.copy(folder / "config.json", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    older = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    for new, old in older.items():
+        weights = {name.replace(new, old): tensor for name, tensor in weights.items()}
+    save_file(weights | {"bert.embeddings.position_ids": torch.ones(1, 256)}, tmp_path / "model.safetensors")
+    for mine, other in zip(load(tmp_path).body.layers, load(folder).body.layers, strict=True):
+        assert torch.equal(mine.mlp_norm.weight, other.mlp_norm.weight)
+        assert torch.equal(mine.mlp_norm.bias, other.mlp_norm.bias)
 
 
 def test_old_and_new_ways_of_writing_rotary_scaling_mean_the_same(saved: Callable, tmp_path: Path) -> None:
@@ -277,8 +408,9 @@ def test_old_configuration_with_its_keys_left_out_has_the_family_s_defaults(fold
     )
     edit(folder / "config.json", **dict.fromkeys(left_out))
     config = load_config(folder)
-    assert config.rotary is not None
-    assert (config.rotary.theta, config.norm_eps, config.activation, config.tie_embeddings) == (
+    rotary = config.rotaries[0]
+    assert rotary is not None
+    assert (rotary.theta, config.norm_eps, config.activation, config.tie_embeddings) == (
         1e4,
         1e-6,
         "silu",
@@ -326,7 +458,7 @@ def test_unknown_dtype_names_the_nearest(folder: Path) -> None:
 
 def test_float16_checkpoint_loads(folder: Path, load: Callable) -> None:
     rewrite(folder, lambda weights: weights.update({name: tensor.half() for name, tensor in weights.items()}))
-    assert load(folder, dtype=torch.bfloat16).body.embedding.dtype == torch.bfloat16
+    assert load(folder, dtype=torch.bfloat16).body.embedding.words.dtype == torch.bfloat16
 
 
 # --- where answers end

@@ -68,7 +68,13 @@ def assert_same_bits(found: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", ["llama", "llama-odd", "qwen3", "qwen2-windowed", "gpt2", "gpt2-untied"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("llama", "llama-odd", "mistral", "phi3", "qwen3", "qwen2-windowed", "gemma2", "gemma3"),
+        *("gpt2", "gpt2-untied", "opt", "opt-post-norm", "gpt_neox"),
+    ],
+)
 def test_logits_have_the_same_bits_alone_crowded_and_in_chunks(
     case: str, dtype: torch.dtype, saved: Callable, load: Callable
 ) -> None:
@@ -82,7 +88,7 @@ def test_logits_have_the_same_bits_alone_crowded_and_in_chunks(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", ["llama-odd", "gpt2"])
+@pytest.mark.parametrize("case", ["llama-odd", "gpt2", "gemma2", "gpt_neox"])
 def test_two_threads_give_the_bits_of_one(case: str, dtype: torch.dtype, saved: Callable, load: Callable) -> None:
     decoder = load(saved(case)[0], dtype=dtype)
     sequences = random_tokens(LENGTHS, 1003)

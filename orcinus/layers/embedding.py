@@ -1,0 +1,46 @@
+"""From token ids to the first hidden states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from orcinus.kernels import KernelSet, PackedLinear
+from orcinus.layers.norm import Norm
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """Looks up words, and adds what a family knows of positions and segments. None where it knows nothing.
+
+    Args:
+        words: [vocab_size, width].
+        scale: words are multiplied by it.
+        projection: from the words' width to the model's.
+        positions: [max_positions, hidden].
+        segments: [2 or more, hidden].
+        norm: over the sum.
+    """
+
+    kernels: KernelSet
+    words: Tensor
+    scale: float | None = None
+    projection: PackedLinear | None = None
+    positions: Tensor | None = None
+    segments: Tensor | None = None
+    norm: Norm | None = None
+
+    def __call__(self, tokens: Tensor, positions: Tensor, segments: Tensor | None) -> Tensor:
+        """int64 [tokens] each → [tokens, hidden]; without segments all are 0."""
+        x = F.embedding(tokens, self.words)
+        if self.scale is not None:
+            x = x * self.scale
+        if self.projection is not None:
+            x = self.kernels.linear(x, self.projection)
+        if self.segments is not None:
+            x = x + (self.segments[0] if segments is None else F.embedding(segments, self.segments))
+        if self.positions is not None:
+            x = x + F.embedding(positions, self.positions)
+        return x if self.norm is None else self.norm(x)

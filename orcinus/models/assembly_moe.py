@@ -1,0 +1,31 @@
+"""Puts a mixture of experts together from its tensors."""
+
+from __future__ import annotations
+
+from orcinus.kernels import KernelSet
+from orcinus.layers.mlp import GatedMlp
+from orcinus.layers.moe import MoeMlp, Router
+from orcinus.models.config import ModelConfig
+from orcinus.models.weights import PartBuilder
+
+
+def moe_mlp(builder: PartBuilder, config: ModelConfig, kernels: KernelSet, prefix: str) -> MoeMlp:
+    """The router and the experts of one layer, whose tensors' names begin with `prefix`; each is packed once."""
+    moe, names, hidden = config.moe, config.family.experts, config.hidden_size
+    assert moe is not None
+    assert names is not None
+    inner = moe.expert_intermediate_size
+
+    def expert(number: int) -> GatedMlp:
+        inputs = tuple(prefix + name.format(number) for name in names.input)
+        output = (prefix + names.output.format(number),)
+        return GatedMlp(
+            kernels=kernels,
+            input=builder.linear(inputs, (inner, inner), hidden, bias=False),
+            output=builder.linear(output, (hidden,), inner, bias=False),
+            activation=config.activation,
+        )
+
+    gate = builder.linear((prefix + names.gate,), (moe.num_experts,), hidden, bias=False)
+    router = Router(kernels, gate, moe.top_k, moe.normalise_weights)
+    return MoeMlp(router, tuple(expert(number) for number in range(moe.num_experts)))
