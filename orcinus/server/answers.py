@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from orcinus.core.clock import Clock
 from orcinus.core.plan import TokenLogprobs
 from orcinus.core.progress import Progress
@@ -88,6 +90,7 @@ class Answers:
         self._arrival = asyncio.Event()
         self._streams: list[ProgressStream] = []
         self._paused: list[tuple[Request, list[Abort]]] = []
+        self._num_resumptions = 0
         self._answers: list[_Answer] = []
 
     @property
@@ -130,7 +133,11 @@ class Answers:
         """
         first = 0
         self._streams = []
-        for request, ended in self._paused:
+        self._num_resumptions += 1
+        for paused, ended in self._paused:
+            # The engine may still have to tell the end of what it was told to drop: it must not be taken for ours.
+            name = f"{paused.request_id.partition('~')[0]}~{self._num_resumptions}"
+            request = msgspec.structs.replace(paused, request_id=name)
             answers = self._answers[first : first + request.params.n]
             first += request.params.n
             stream = self._front.submit(request, self._arrival) if any(not each.ended for each in answers) else None

@@ -136,7 +136,7 @@ def test_while_nobody_listens_the_engine_does_nothing_for_it(served: Served) -> 
     words = served.next_event("abort", f"{reader.stream_id}-0")
     assert words[-1] == "abort"
     reader.resume(50)
-    assert served.next_event("add", f"{reader.stream_id}-0")
+    assert served.next_event("add", f"{reader.stream_id}-0~1")
 
 
 def test_resuming_after_the_engine_died_in_between_gives_the_same_stream(served: Served) -> None:
