@@ -80,7 +80,9 @@ def test_one_that_has_begun_without_blocks_is_not_passed_once_blocks_are_there()
 
 def test_a_whole_prompt_longer_than_an_iteration_is_refused() -> None:
     here = world()
-    with pytest.raises(InvalidRequest, match=r"9 tokens must run in one iteration, and this engine's iterations have 8"):
+    with pytest.raises(
+        InvalidRequest, match=r"9 tokens must run in one iteration, and this engine's iterations have 8"
+    ):
         here.add(make_request("a", 9, pooling=WHOLE))
     here.add(make_request("b", 9, pooling=CHUNKED))
     here.drain()
