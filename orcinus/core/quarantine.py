@@ -1,6 +1,7 @@
 """Who may run after a crash: the requests that ran when an engine died are tried in halves (RELIABILITY.md, F31).
 
-One that crashes the engine twice while it is alone is refused. Nobody else loses anything but time. Pure, as all of core.
+One that crashes the engine twice while it is alone is refused. Nobody else loses anything but time. Pure, like all of
+core.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Quarantine:
         present = [member for member in self._held if member in self._groups[0]]
         return [self._held.pop(member) for member in present]
 
-    def give_up_absent(self, running: frozenset[str]) -> None:
+    def give_up_absent(self, alive: frozenset[str]) -> None:
         """Members that neither run nor have come won't come: their clients are gone."""
         if self._groups:
-            self._groups[0] &= self._held.keys() | running
+            self._groups[0] &= self._held.keys() | alive

@@ -10,15 +10,18 @@ import asyncio
 import logging
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from types import TracebackType
 
 import msgspec
 import zmq
 import zmq.asyncio
 
+from orcinus.core.credit import Cost, Credit
 from orcinus.core.progress import Progress
 from orcinus.core.request import TOKEN_TYPECODE, FinishReason, Request
+from orcinus.engine.clock import MonotonicClock
 from orcinus.engine.messages import (
     Abort,
     Add,
@@ -32,7 +35,7 @@ from orcinus.engine.messages import (
     Ping,
     ToEngine,
 )
-from orcinus.errors import EngineDied
+from orcinus.errors import EngineDied, Overloaded
 
 # Codes of the errors that end streams from this side. They are stable.
 ENGINE_DIED = "engine_died"
@@ -162,11 +165,23 @@ class EngineClient:
     Args:
         identity: tells this front end from others.
         on_unreadable: called when the engine sends what no engine of ours sends; it is to be replaced.
+        num_fronts: how many share the engine.
+        max_wait: seconds that a newcomer may have to expect to wait; None lets everybody in.
     """
 
-    def __init__(self, identity: bytes, on_unreadable: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        identity: bytes,
+        on_unreadable: Callable[[], None],
+        *,
+        num_fronts: int = 1,
+        max_wait: float | None = None,
+    ) -> None:
         self._identity = identity
         self._on_unreadable = on_unreadable
+        self._num_fronts = num_fronts
+        self._credit = Credit(Cost(), inf if max_wait is None else max_wait)
+        self._clock = MonotonicClock()
         self._streams: dict[str, Stream] = {}
         self._encode = msgspec.msgpack.Encoder().encode
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
@@ -201,6 +216,17 @@ class EngineClient:
         """
         return await asyncio.shield(self._first_up)
 
+    def check_room(self, requests: Sequence[Request]) -> None:
+        """May these come in? Submit them in the same breath, or somebody else may have come.
+
+        Raises:
+            Overloaded: the engine has more to do than newcomers should wait for.
+        """
+        cost = sum(map(Cost.of, requests), start=Cost())
+        retry_after = self._credit.retry_after(cost, self._clock.now())
+        if retry_after is not None:
+            raise Overloaded("the engine has more work than it can begin in time; try again", retry_after=retry_after)
+
     def submit(self, request: Request, arrival: asyncio.Event | None = None) -> Stream:
         """Send a request on its way; `arrival` as in `Stream`. It waits while an engine is being restarted.
 
@@ -211,6 +237,7 @@ class EngineClient:
             raise EngineDied(self._gone)
         assert request.request_id not in self._streams, "request ids are unique among live requests"
         stream = self._streams[request.request_id] = Stream(self, request, arrival or asyncio.Event())
+        self._credit.take(Cost.of(request), self._clock.now())
         self._send(Add(request))
         return stream
 
@@ -220,7 +247,8 @@ class EngineClient:
 
     def forget(self, stream: Stream) -> None:
         """For `Stream`: it has ended."""
-        self._streams.pop(stream.request.request_id, None)
+        if self._streams.pop(stream.request.request_id, None) is not None:
+            self._credit.give_back(Cost.of(stream.request), self._clock.now())
 
     def end_streams(self, code: str, message: str) -> None:
         """End every live stream with an error, and the work on it."""
@@ -233,6 +261,9 @@ class EngineClient:
     def engine_up(self, news: EngineUp) -> None:
         """Connect, and resume every live stream, the eldest first."""
         self._disconnect()
+        engine = news.description
+        share = Cost(engine.max_request_tokens // self._num_fronts, -(-engine.max_batch_size // self._num_fronts))
+        self._credit.resize(share)
         socket = self._context.socket(zmq.DEALER)
         # No bounds: a message held back here would be a token lost; what can wait is bounded by the requests admitted.
         for option, value in ((zmq.SNDHWM, 0), (zmq.RCVHWM, 0), (zmq.LINGER, 0), (zmq.MAXMSGSIZE, 64 * 2**20)):

@@ -51,6 +51,9 @@ class EngineFront(Protocol):
     def stats(self) -> Outputs | None:
         """State of the queues after the latest iteration."""
 
+    def check_room(self, requests: Sequence[Request]) -> None:
+        """Raises Overloaded, with the time after which there may be room."""
+
     def submit(self, request: Request, arrival: asyncio.Event | None = None) -> ProgressStream:
         """Start a request; `arrival` is set when its stream has something to read."""
 
@@ -104,6 +107,8 @@ class Answers:
         Raises:
             EngineDied, Overloaded: it takes no more; leave the `with` block to take back those already sent.
         """
+        # In one breath with the submissions: requests that arrive together must not all find the same room.
+        self._front.check_room(self.requests)
         for request in self.requests:
             stream = self._front.submit(request, self._arrival)
             self._streams.append(stream)

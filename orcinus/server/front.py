@@ -56,6 +56,7 @@ class FrontConfig(msgspec.Struct, frozen=True, tag="front_config"):
         listener: number of the inherited listening socket.
         model: folder of the checkpoint: tokenizer, chat template and sampling defaults are read there.
         drain: seconds that running streams may take to finish once the server is to leave.
+        max_queue_seconds: see `ServeSettings`.
     """
 
     identity: bytes
@@ -64,6 +65,8 @@ class FrontConfig(msgspec.Struct, frozen=True, tag="front_config"):
     served_model_names: tuple[str, ...]
     api_keys: tuple[str, ...]
     drain: float
+    num_fronts: int
+    max_queue_seconds: float
     limits: Limits
 
 
@@ -99,7 +102,12 @@ async def _run(control: Control) -> None:
     config = await control.receive()
     assert isinstance(config, FrontConfig)
     stopping = Stopping()
-    client = EngineClient(config.identity, lambda: _report(control, EngineUnreadable()))
+    client = EngineClient(
+        config.identity,
+        lambda: _report(control, EngineUnreadable()),
+        num_fronts=config.num_fronts,
+        max_wait=config.max_queue_seconds,
+    )
     listening = asyncio.create_task(_take_orders(control, client, stopping))
     try:
         context = await unless(stopping.drain, _context(config, client))

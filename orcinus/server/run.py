@@ -50,6 +50,7 @@ class ServeSettings:
         served_model_names: what clients may call the model; none means the name of its folder.
         drain: seconds that running streams may take to finish after SIGTERM.
         front_ends: HTTP processes.
+        max_queue_seconds: a request that would have to wait longer than this is refused with 429.
     """
 
     model: Path
@@ -60,6 +61,7 @@ class ServeSettings:
     served_model_names: tuple[str, ...] = ()
     drain: float = 30.0
     front_ends: int = 1
+    max_queue_seconds: float = 60.0
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -259,6 +261,8 @@ class _FrontEnd:
                 served_model_names=settings.model_names,
                 api_keys=settings.api_keys,
                 drain=settings.drain,
+                num_fronts=settings.front_ends,
+                max_queue_seconds=settings.max_queue_seconds,
                 limits=settings.limits,
             )
         )

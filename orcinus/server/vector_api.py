@@ -84,6 +84,7 @@ class VectorAnswer:
         window = min(WINDOW, self._intake.context.limits.max_live)
         # Asked once: what has begun is not refused half-way.
         self._intake.check_room(min(window, len(self._requests)))
+        self._intake.context.client.check_room(self._requests[:window])
         vectors: list[Vector] = []
         for start in range(0, len(self._requests), window):
             vectors += await self._vectors(self._requests[start : start + window])
