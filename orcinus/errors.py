@@ -8,6 +8,7 @@ OrcinusError
 └── SystemFault            ours, or the machine's: loud, and the process says what to do
     ├── ConfigurationError a flag, a file or a combination that can't be started
     ├── CheckpointError    a checkpoint that is missing, damaged or unknown
+    │   └── UnknownModel   a sound one, of a model that isn't in our table
     ├── MemoryPlanError    the weights or the KV pool don't fit
     ├── BatchVarianceError the kernels can't keep a request's bits apart from its company
     ├── EngineDied         the engine process ended; its requests can be resumed
@@ -64,6 +65,10 @@ class ConfigurationError(SystemFault):
 
 class CheckpointError(SystemFault):
     """A checkpoint that is missing, damaged or of an unknown kind."""
+
+
+class UnknownModel(CheckpointError):
+    """A checkpoint of an architecture that our table doesn't have; `transformers` may."""
 
 
 class MemoryPlanError(SystemFault):

@@ -17,13 +17,15 @@ from orcinus.core.request import SamplingParams, pack_tokens
 from orcinus.engine.config import EngineConfig
 from orcinus.engine.loop import Engine
 from orcinus.engine.messages import EngineDescription
-from orcinus.errors import BatchVarianceError, ConfigurationError
+from orcinus.errors import BatchVarianceError, ConfigurationError, UnknownModel
 from orcinus.executor.inline import InlineExecutor
 from orcinus.kernels import KernelSet
 from orcinus.kernels.select import select_kernels
 from orcinus.models import Model, ModelShape
-from orcinus.models.config import load_config
+from orcinus.models.config import ModelConfig, load_config
 from orcinus.models.decoder import Decoder
+from orcinus.models.foreign.check import can_be_foreign, foreign_dtype
+from orcinus.models.foreign.decoder import ForeignDecoder
 from orcinus.models.generation import load_eos_token_ids
 from orcinus.models.loader import resolve_dtype
 from orcinus.worker.kv import KVCache, KVShape
@@ -56,16 +58,12 @@ def build_engine(config: EngineConfig, clock: Clock, say: Say = lambda _: None) 
     """
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     device = _resolve_device(config)
-    folder = Path(config.model)
-    model_config = load_config(folder)
-    dtype, notice = resolve_dtype(config.dtype, model_config, device)
+    model_config = _own_config(config)
+    dtype, notice = resolve_dtype(config.dtype, _stored_dtype(config, model_config), device)
     _say_if(say, notice)
     kernels, notice = select_kernels(config.kernels, device, dtype)
     _say_if(say, notice)
-    say(f"loading {config.model} ({model_config.architecture}, {str(dtype).removeprefix('torch.')}, {kernels.name})")
-    model = Decoder.load(
-        folder, model_config, dtype=dtype, device=device, kernels=kernels, progress=_load_progress(say)
-    )
+    model = _load(config, model_config, dtype, device, kernels, say)
     _check_promise(config, model, say)
     plan = _plan_memory(config, model, dtype, device, say)
     worker = _make_worker(config, model, plan, dtype, device)
@@ -76,6 +74,45 @@ def build_engine(config: EngineConfig, clock: Clock, say: Say = lambda _: None) 
     core = Core(config.scheduler_config(num_blocks=plan.num_blocks, max_batch_tokens=max_batch_tokens))
     description = _describe(config, model, kernels, plan, max_batch_tokens, dtype, device)
     return Engine(core, InlineExecutor(worker), clock), description
+
+
+def _own_config(config: EngineConfig) -> ModelConfig | None:
+    """What our table makes of the checkpoint; None where `transformers` is to run it.
+
+    Raises:
+        CheckpointError: unknown to both, or malformed.
+    """
+    if config.model_impl == "transformers":
+        return None
+    try:
+        return load_config(Path(config.model))
+    except UnknownModel:
+        if config.model_impl == "auto" and can_be_foreign(Path(config.model)):
+            return None
+        raise
+
+
+def _stored_dtype(config: EngineConfig, model_config: ModelConfig | None) -> str:
+    return foreign_dtype(Path(config.model)) if model_config is None else model_config.dtype
+
+
+def _load(
+    config: EngineConfig,
+    model_config: ModelConfig | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    kernels: KernelSet,
+    say: Say,
+) -> Model:
+    folder = Path(config.model)
+    how = f"{str(dtype).removeprefix('torch.')}, {kernels.name}"
+    if model_config is None:
+        say(f"loading {config.model} ({how})")
+        foreign = ForeignDecoder.load(folder, dtype=dtype, device=device, kernels=kernels)
+        say(foreign.notice)
+        return foreign
+    say(f"loading {config.model} ({model_config.architecture}, {how})")
+    return Decoder.load(folder, model_config, dtype=dtype, device=device, kernels=kernels, progress=_load_progress(say))
 
 
 def _say_if(say: Say, notice: str | None) -> None:
@@ -202,7 +239,7 @@ def _describe(
         num_parameters=model.num_parameters,
         dtype=dtype_name,
         device=device.type,
-        fingerprint=f"{model.weights_revision[:16]}/{dtype_name}/kv-{dtype_name}/{kernels.name}/tp1-ep1/eager",
+        fingerprint=f"{model.weights_revision[:16]}/{dtype_name}/kv-{dtype_name}/{kernels.name}/tp1-ep1/{model.implementation}",
         weights_revision=model.weights_revision,
         vocab_size=shape.vocab_size,
         eos_token_ids=load_eos_token_ids(Path(config.model)),

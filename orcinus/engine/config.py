@@ -32,6 +32,8 @@ class EngineConfig:
         policy: order of service.
         lookahead: 1 schedules a decoding sequence again before its token is back.
         kernels: auto, cpu (native) or reference (plain torch).
+        model_impl: orcinus (our own table of families), transformers (its modelling code over our KV: slower), or auto:
+            ours where the model has an entry.
         threads: of the matrix kernels; None takes all cores.
         allow_batch_variance: start even if the kernels can't keep a request's bits apart from its company.
     """
@@ -49,6 +51,7 @@ class EngineConfig:
     policy: str = "fcfs"
     lookahead: Literal[0, 1] = 0
     kernels: Literal["auto", "cpu", "reference"] = "auto"
+    model_impl: Literal["auto", "orcinus", "transformers"] = "auto"
     threads: int | None = None
     allow_batch_variance: bool = False
 

@@ -65,6 +65,11 @@ class Model(Protocol):
         """Identifies the weights."""
         ...
 
+    @property
+    def implementation(self) -> str:
+        """Whose code computes it, for the numerics fingerprint."""
+        ...
+
     def check_batch_invariance(self) -> None:
         """Prove on this machine, as far as a sample can, that a row's bits don't depend on its company.
 

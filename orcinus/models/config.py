@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orcinus.core.request import PoolingType
-from orcinus.errors import CheckpointError, nearest
+from orcinus.errors import CheckpointError, UnknownModel, nearest
 from orcinus.kernels import Activation
 from orcinus.layers.rotary import Rotary
 from orcinus.models.config_moe import MoeConfig, read_moe
@@ -158,7 +158,8 @@ def _family(fields: ConfigFields) -> tuple[Family, str]:
         name, known = fields.text("model_type"), {family.model_type: family for family in FAMILIES}
     if name not in known:
         served = ", ".join(known)
-        raise fields.error(f"{name!r} is not a model that Orcinus serves{nearest(name, known)}. Served: {served}.")
+        complaint = f"{name!r} is not a model that Orcinus serves{nearest(name, known)}. Served: {served}."
+        raise UnknownModel(f"{fields.path}: {complaint}")
     return known[name], name if name in known[name].architectures else next(iter(known[name].architectures))
 
 

@@ -96,6 +96,11 @@ class Decoder:
             return "last"
         return "mean" if self.body.classifier is None else "cls"
 
+    @property
+    def implementation(self) -> str:
+        """See `Model.implementation`."""
+        return "eager"
+
     def check_batch_invariance(self) -> None:
         """Compare rows alone and in a crowd, for every product of the model.
 

@@ -12,7 +12,6 @@ import msgspec
 import torch
 
 from orcinus.errors import CheckpointError, nearest
-from orcinus.models.config import ModelConfig
 from orcinus.models.fields import ConfigFields
 
 SINGLE_FILE = "model.safetensors"
@@ -26,11 +25,12 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _REQUESTED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def resolve_dtype(requested: str, config: ModelConfig, device: torch.device) -> tuple[torch.dtype, str | None]:
+def resolve_dtype(requested: str, stored: str, device: torch.device) -> tuple[torch.dtype, str | None]:
     """The dtype to compute in, and a notice for the user where it isn't the checkpoint's own.
 
     Args:
         requested: `auto`, `float32` or `bfloat16`.
+        stored: as the checkpoint names its own.
 
     Raises:
         CheckpointError: a dtype that can't be served.
@@ -40,13 +40,13 @@ def resolve_dtype(requested: str, config: ModelConfig, device: torch.device) -> 
             known = ("auto", *_REQUESTED)
             raise CheckpointError(f"dtype is {requested!r}{nearest(requested, known)}; use one of {', '.join(known)}.")
         dtype = _REQUESTED[requested]
-    elif config.dtype == "float16":
+    elif stored == "float16":
         dtype = torch.bfloat16
-    elif config.dtype in _REQUESTED:
-        dtype = _REQUESTED[config.dtype]
+    elif stored in _REQUESTED:
+        dtype = _REQUESTED[stored]
     else:
-        raise CheckpointError(f"the checkpoint's dtype is {config.dtype!r}; choose dtype float32 or bfloat16.")
-    if config.dtype != "float16":
+        raise CheckpointError(f"the checkpoint's dtype is {stored!r}; choose dtype float32 or bfloat16.")
+    if stored != "float16":
         return dtype, None
     name = str(dtype).removeprefix("torch.")
     choice = "" if requested != "auto" else " (dtype float32 keeps every bit of the weights and takes twice the memory)"

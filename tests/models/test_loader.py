@@ -445,7 +445,7 @@ def test_dtype_is_resolved_and_float16_said_aloud(
     for key in ("dtype", "torch_dtype"):
         edit(folder / "config.json", dtype=None, torch_dtype=None)
         edit(folder / "config.json", **{key: stored})
-        dtype, said = resolve_dtype(requested, load_config(folder), CPU)
+        dtype, said = resolve_dtype(requested, load_config(folder).dtype, CPU)
         assert dtype == expected
         assert (said or "").startswith(notice or "")
         assert (said is None) == (notice is None)
@@ -453,7 +453,7 @@ def test_dtype_is_resolved_and_float16_said_aloud(
 
 def test_unknown_dtype_names_the_nearest(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="did you mean 'bfloat16'"):
-        resolve_dtype("bfloat", load_config(folder), CPU)
+        resolve_dtype("bfloat", load_config(folder).dtype, CPU)
 
 
 def test_float16_checkpoint_loads(folder: Path, load: Callable) -> None:
