@@ -1,4 +1,4 @@
-"""Models that our table doesn't have: `transformers`' own modules over the paged KV, with transformers as the oracle."""
+"""Models that our table lacks: `transformers` runs its own modules over the paged KV, and is the oracle as well."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Plug:
 
 def plug_in(model: PreTrainedModel, kernels: KernelSet) -> Plug:
     """Hang the plug on every module, and let the body be passed over when only the head is wanted."""
-    from transformers.modeling_outputs import BaseModelOutputWithPast
+    from transformers.modeling_outputs import MoeModelOutputWithPast
 
     plug = Plug(kernels)
     for module in model.modules():
@@ -65,7 +65,8 @@ def plug_in(model: PreTrainedModel, kernels: KernelSet) -> Plug:
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if plug.states is not None:
-            return BaseModelOutputWithPast(last_hidden_state=plug.states)
+            # The one with the most fields: heads read what their own bodies give.
+            return MoeModelOutputWithPast(last_hidden_state=plug.states)
         return run_body(*args, **kwargs)
 
     body.forward = forward
