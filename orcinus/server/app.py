@@ -25,9 +25,10 @@ from orcinus.server.errors import handle_error
 from orcinus.server.gate import Gate, key_of
 from orcinus.server.intake import Intake, Limits, ServerContext, json_response, off_loop
 from orcinus.server.metrics import CONTENT_TYPE, Metrics
+from orcinus.server.neighbours import NeighbourStream, front_digits
 from orcinus.server.protocol import ChatRequest, CompletionRequest, GenerateRequest, parse
 from orcinus.server.responses import ChatDialect, CompletionDialect, Dialect, ReplyFrame
-from orcinus.server.streams import EventStream, StreamLog, StreamStore
+from orcinus.server.streams import EventStream, StreamLog
 from orcinus.server.translate import chat_params, completion_params, messages_of, prompts_of
 from orcinus.server.vector_api import CLASSIFY_PATHS, EMBEDDING_PATHS, RERANK_PATHS, SCORE_PATHS, VectorApi
 
@@ -72,7 +73,6 @@ class _Api:
         self._intake = intake
         self._context = intake.context
         self._metrics = intake.metrics
-        self._streams = StreamStore()
         self._created = int(time.time())
         self._completion_decoder = msgspec.json.Decoder(CompletionRequest)
         self._chat_decoder = msgspec.json.Decoder(ChatRequest)
@@ -101,14 +101,14 @@ class _Api:
         dialect = ChatDialect(frame, requests[0], self._context.tokenizer, self._with_ids(asked))
         return self._deliver(request, asked, requests, dialect, frame)
 
-    async def stream(self, request: Request) -> EventStream:
+    async def stream(self, request: Request) -> EventStream | NeighbourStream:
         """GET /v1/streams/{stream_id}: go on after the event named by the header `Last-Event-ID`, or from the start."""
-        log = self._streams.find(request.path_params["stream_id"], key_of(request))
-        last_event_id = request.headers.get("last-event-id")
-        place = 0 if last_event_id is None else log.place_after(last_event_id)
-        if place is None:
-            raise InvalidRequest("the stream has no event with this Last-Event-ID", param="last-event-id")
-        return EventStream(log, self._streams, place)
+        stream_id, last_event_id = request.path_params["stream_id"], request.headers.get("last-event-id")
+        neighbours = self._context.neighbours
+        if neighbours is not None and not neighbours.is_ours(stream_id):
+            return await neighbours.follow(stream_id, key_of(request), last_event_id)
+        log, place = self._context.streams.resume(stream_id, key_of(request), last_event_id)
+        return EventStream(log, self._context.streams, place)
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -148,7 +148,12 @@ class _Api:
     def _frame(self, prefix: str, asked: GenerateRequest) -> ReplyFrame:
         name = self._intake.model_name(asked.model)
         fingerprint = self._context.door.engine.fingerprint
-        return ReplyFrame(prefix + secrets.token_hex(16), int(time.time()), name, fingerprint)
+        return ReplyFrame(
+            prefix + secrets.token_hex(15) + front_digits(self._context.front_number),
+            int(time.time()),
+            name,
+            fingerprint,
+        )
 
     def _with_ids(self, asked: GenerateRequest) -> bool:
         """Without a tokenizer the ids are all there is to tell."""
@@ -201,8 +206,8 @@ class _Api:
         answers = Answers(context.client, requests, context.tokenizer, self._metrics, context.clock)
         if asked.stream:
             log = StreamLog(frame.id, key_of(request), answers, dialect, asked.include_usage)
-            self._streams.add(log)
-            return EventStream(log, self._streams)
+            self._context.streams.add(log)
+            return EventStream(log, self._context.streams)
         return WholeAnswer(answers, dialect)
 
 

@@ -37,6 +37,8 @@ from orcinus.errors import SystemFault
 from orcinus.server.app import create_app
 from orcinus.server.gate import ApiKeys
 from orcinus.server.intake import Limits, ServerContext
+from orcinus.server.neighbours import Neighbours
+from orcinus.server.streams import StreamStore
 from orcinus.text.chat import ChatTemplate
 from orcinus.text.generation import GenerationDefaults
 from orcinus.text.tokenizer import Tokenizer
@@ -53,6 +55,8 @@ class FrontConfig(msgspec.Struct, frozen=True, tag="front_config"):
 
     Args:
         identity: tells this process from the other front ends, and from the one before it.
+        number: its place among the front ends.
+        directory: a private one, for sockets.
         listener: number of the inherited listening socket.
         model: folder of the checkpoint: tokenizer, chat template and sampling defaults are read there.
         drain: seconds that running streams may take to finish once the server is to leave.
@@ -60,6 +64,8 @@ class FrontConfig(msgspec.Struct, frozen=True, tag="front_config"):
     """
 
     identity: bytes
+    number: int
+    directory: str
     listener: int
     model: str
     served_model_names: tuple[str, ...]
@@ -113,6 +119,8 @@ async def _run(control: Control) -> None:
         context = await unless(stopping.drain, _context(config, client))
         if context is not None:
             server = _server(context, config.drain)
+            if context.neighbours is not None:
+                await context.neighbours.serve()
             with socket.socket(fileno=config.listener) as listener:
                 _report(control, FrontReady())
                 await _serve_until(stopping, server, listener, client, config.drain)
@@ -147,6 +155,7 @@ async def _context(config: FrontConfig, client: EngineClient) -> ServerContext:
     (tokenizer, template, defaults), description = await asyncio.gather(
         asyncio.to_thread(_read_text_side, Path(config.model)), client.ready()
     )
+    streams = StreamStore()
     return ServerContext(
         client=client,
         door=Door(description, random.SystemRandom()),
@@ -157,6 +166,9 @@ async def _context(config: FrontConfig, client: EngineClient) -> ServerContext:
         api_keys=ApiKeys(config.api_keys),
         defaults=defaults,
         limits=config.limits,
+        streams=streams,
+        front_number=config.number,
+        neighbours=Neighbours(Path(config.directory), config.number, streams) if config.num_fronts > 1 else None,
     )
 
 

@@ -19,6 +19,8 @@ from orcinus.server.answers import EngineFront
 from orcinus.server.errors import JSON, MAX_ECHO_CHARACTERS, HttpRefusal
 from orcinus.server.gate import ApiKeys, read_json_body
 from orcinus.server.metrics import Metrics
+from orcinus.server.neighbours import Neighbours
+from orcinus.server.streams import StreamStore
 from orcinus.text.chat import ChatTemplate
 from orcinus.text.generation import GenerationDefaults
 from orcinus.text.tokenizer import Tokenizer
@@ -56,6 +58,9 @@ class ServerContext:
         served_model_names: the first is the one in answers; a request may use any, or none.
         api_keys: empty lets everybody in.
         defaults: for sampling, where a request says nothing.
+        streams: what was streamed lately.
+        front_number: of this HTTP process.
+        neighbours: the others; None where there are none.
     """
 
     client: EngineFront
@@ -67,6 +72,9 @@ class ServerContext:
     api_keys: ApiKeys = field(default_factory=lambda: ApiKeys(()))
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     limits: Limits = field(default_factory=Limits)
+    streams: StreamStore = field(default_factory=StreamStore)
+    front_number: int = 0
+    neighbours: Neighbours | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,7 +143,7 @@ class _House:
         self._listener = listener
         self._say = say
         self._on_ready = on_ready
-        self._fronts = [_FrontEnd(number, settings, listener) for number in range(settings.front_ends)]
+        self._fronts = [_FrontEnd(number, settings, listener, directory) for number in range(settings.front_ends)]
         self._gone = asyncio.Event()
         self._engine = EngineSupervisor(engine_command, directory, [self], say)
 
@@ -231,8 +231,9 @@ class _House:
 class _FrontEnd:
     """One HTTP process after the other, at the same place."""
 
-    def __init__(self, number: int, settings: ServeSettings, listener: socket.socket) -> None:
+    def __init__(self, number: int, settings: ServeSettings, listener: socket.socket, directory: Path) -> None:
         self._number = number
+        self._directory = directory
         self._settings = settings
         self._listener = listener
         self._lives = 0
@@ -256,6 +257,8 @@ class _FrontEnd:
         self.send(
             FrontConfig(
                 identity=self.identity,
+                number=self._number,
+                directory=str(self._directory),
                 listener=self._listener.fileno(),
                 model=str(settings.model),
                 served_model_names=settings.model_names,

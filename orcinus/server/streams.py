@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from http import HTTPStatus
 
 import msgspec
 from msgspec import UNSET
 from starlette.types import Receive, Scope, Send
 
-from orcinus.errors import OrcinusError
+from orcinus.errors import InvalidRequest, OrcinusError
 from orcinus.server.answers import Answers, Piece
 from orcinus.server.delivery import run_while_connected, usage_of
 from orcinus.server.errors import MAX_ECHO_CHARACTERS, ErrorEnvelope, HttpRefusal, answer_to
@@ -28,7 +28,7 @@ KEPT_SECONDS = 60.0
 # All logs together; the eldest that nobody reads go first.
 MAX_KEPT_BYTES = 64 * 2**20
 _DONE = b"data: [DONE]\n\n"
-_HEADERS = [
+STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     # Proxies that buffer would turn a stream into one late answer.
@@ -71,7 +71,7 @@ class StreamLog:
         """How many events a client has read whose last one had this id; None if there was no such event."""
         return self._ids.index(event_id) + 1 if event_id in self._ids else None
 
-    async def follow(self, place: int) -> AsyncIterator[bytes]:
+    async def follow(self, place: int) -> AsyncGenerator[bytes, None]:
         """The events from `place` on, as they come; `[DONE]` is the last. One listener at a time: the latest.
 
         Raises:
@@ -101,7 +101,7 @@ class StreamLog:
             await asyncio.wait({former})
             self._listener = asyncio.current_task()
 
-    async def _go_on(self) -> AsyncIterator[bytes]:
+    async def _go_on(self) -> AsyncGenerator[bytes, None]:
         try:
             self._begin()
             async for pieces in self._answers.batches():
@@ -153,6 +153,15 @@ def _event(message: msgspec.Struct | Reply) -> bytes:
     return b"data: " + msgspec.json.encode(message) + b"\n\n"
 
 
+def stream_not_found(stream_id: str) -> HttpRefusal:
+    """To be raised: unknown, forgotten, or somebody else's."""
+    return HttpRefusal(
+        HTTPStatus.NOT_FOUND,
+        f"There is no stream {stream_id[:MAX_ECHO_CHARACTERS]!r}; streams are kept for {KEPT_SECONDS:.0f} s.",
+        code="stream_not_found",
+    )
+
+
 class StreamStore:
     """The logs of one front end."""
 
@@ -171,12 +180,21 @@ class StreamStore:
         """
         log = self._logs.get(stream_id)
         if log is None or log.key != key:
-            raise HttpRefusal(
-                HTTPStatus.NOT_FOUND,
-                f"There is no stream {stream_id[:MAX_ECHO_CHARACTERS]!r}; streams are kept for {KEPT_SECONDS:.0f} s.",
-                code="stream_not_found",
-            )
+            raise stream_not_found(stream_id)
         return log
+
+    def resume(self, stream_id: str, key: str, last_event_id: str | None) -> tuple[StreamLog, int]:
+        """The log of a stream, and how many of its events a client has read whose last one had this id.
+
+        Raises:
+            HttpRefusal: see `find`.
+            InvalidRequest: there was no such event.
+        """
+        log = self.find(stream_id, key)
+        place = 0 if last_event_id is None else log.place_after(last_event_id)
+        if place is None:
+            raise InvalidRequest("the stream has no event with this Last-Event-ID", param="last-event-id")
+        return log, place
 
     def release(self, log: StreamLog) -> None:
         """Its listener has left: keep it for a while, if there is room."""
@@ -226,12 +244,12 @@ class EventStream:
             async for events in following:
                 if not started:
                     started = True
-                    await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+                    await send({"type": "http.response.start", "status": 200, "headers": list(STREAM_HEADERS)})
                 is_last = self._log.is_whole
                 await send({"type": "http.response.body", "body": events, "more_body": not is_last})
             if not started:
                 # Resumed after the last event: there is nothing more to read.
-                await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+                await send({"type": "http.response.start", "status": 200, "headers": list(STREAM_HEADERS)})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            await following.aclose()  # type: ignore[attr-defined]
+            await following.aclose()

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -182,3 +183,25 @@ def test_ids_are_unique_so_every_event_can_be_resumed_after(served: Served) -> N
         again.resume(10**6)
         assert again.texts() == reader.texts()
         assert again.ids == reader.ids
+
+
+def test_whichever_front_end_answers_a_stream_goes_on(tmp_path: Path) -> None:
+    """Three processes share the port, so most resumptions meet one that didn't begin the stream."""
+    with serve_fake(write_tokenizer(tmp_path), TEST_FRONT_ENDS="3") as server:
+        whole = Reader(server.url)
+        whole.begin(body(n=2), 10**6)
+        owners = set()
+        for seed in range(4):
+            reader = Reader(server.url)
+            reader.begin(body(n=2), 10 + seed)
+            owners.add(reader.stream_id[-2:])
+            while not reader.is_done:
+                reader.resume(len(reader.events) + 40)
+            assert reader.texts() == whole.texts()
+        reader.ids[-1] = reader.stream_id + ":0:999"
+        headers = {"last-event-id": reader.ids[-1]}
+        for _ in range(6):
+            refused = httpx.get(f"{server.url}/v1/streams/{reader.stream_id}", headers=headers)
+            assert refused.status_code == 400
+            gone = httpx.get(f"{server.url}/v1/streams/cmpl-{'0' * 30}07")
+            assert (gone.status_code, gone.json()["error"]["code"]) == (404, "stream_not_found")
