@@ -30,9 +30,11 @@ class Door:
         priority: int = 0,
         service_class: ServiceClass = ServiceClass.NORMAL,
         tenant: str = "",
+        deadline: float | None = None,
+        cache_salt: str = "",
         resumed: tuple[bytes, ...] = (),
     ) -> Request:
-        """The request as core takes it.
+        """The request as core takes it; see `Request` for the arguments.
 
         Raises:
             InvalidRequest: it can't be served by this engine, whatever the load; the message gives the bound.
@@ -67,6 +69,8 @@ class Door:
             priority=priority,
             service_class=service_class,
             tenant=tenant,
+            deadline=deadline,
+            cache_salt=cache_salt,
             arrived_at=arrived_at,
             resumed=resumed,
         )

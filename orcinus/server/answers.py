@@ -41,7 +41,11 @@ class EngineFront(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether the engine can serve."""
+        """Whether an engine serves at the moment."""
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether no engine will serve any more."""
 
     @property
     def num_live(self) -> int:
@@ -66,6 +70,7 @@ class Piece(NamedTuple):
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...]
     finish_reason: str | None
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Answers:
@@ -260,7 +265,8 @@ class _Answer:
         self.num_tokens += len(tokens)
         self.ended = reason is not None
         logprobs = progress.logprobs[: len(tokens)]
-        return Piece(self._choice, text, tokens, logprobs, None if reason is None else reason.value)
+        end = None if reason is None else reason.value
+        return Piece(self._choice, text, tokens, logprobs, end, progress.prompt_logprobs)
 
     def _read(self, progress: Progress) -> tuple[str, tuple[int, ...], FinishReason | None]:
         """Text, the tokens that count, and the reason to end. A stop string in the text ends the answer here."""

@@ -18,18 +18,22 @@ from starlette.routing import Route
 
 from orcinus.core.request import Request as EngineRequest
 from orcinus.core.request import SamplingParams
+from orcinus.engine.messages import Outputs
 from orcinus.errors import EngineDied, InvalidRequest, OrcinusError
 from orcinus.server.answers import Answers
 from orcinus.server.delivery import WholeAnswer
+from orcinus.server.dialects import ChatDialect, CompletionDialect, CompletionForm
 from orcinus.server.errors import handle_error
 from orcinus.server.gate import Gate, key_of
-from orcinus.server.intake import Intake, Limits, ServerContext, json_response, off_loop
+from orcinus.server.intake import Intake, Limits, ServerContext, json_response
 from orcinus.server.metrics import CONTENT_TYPE, Metrics
 from orcinus.server.neighbours import NeighbourStream, front_digits
+from orcinus.server.prompts import Prompts
 from orcinus.server.protocol import ChatRequest, CompletionRequest, GenerateRequest, parse
-from orcinus.server.responses import ChatDialect, CompletionDialect, Dialect, ReplyFrame
+from orcinus.server.responses import Dialect, ReplyFrame
 from orcinus.server.streams import EventStream, StreamLog
-from orcinus.server.translate import chat_params, completion_params, messages_of, prompts_of
+from orcinus.server.text_api import DETOKENIZE_PATHS, TOKENIZE_PATHS, TextApi
+from orcinus.server.translate import Terms, chat_params, completion_params, prompts_of, terms_of
 from orcinus.server.vector_api import CLASSIFY_PATHS, EMBEDDING_PATHS, RERANK_PATHS, SCORE_PATHS, VectorApi
 
 __all__ = ["Limits", "ServerContext", "create_app"]
@@ -38,7 +42,7 @@ __all__ = ["Limits", "ServerContext", "create_app"]
 def create_app(context: ServerContext) -> Starlette:
     """The ASGI application over a started engine."""
     intake = Intake(context, Metrics(context.client, context.served_model_names[0]))
-    api, vectors = _Api(intake), VectorApi(intake)
+    api, vectors, texts = _Api(intake), VectorApi(intake), TextApi(intake)
     app = Starlette(
         routes=[
             Route("/v1/completions", api.completions, methods=["POST"]),
@@ -47,10 +51,14 @@ def create_app(context: ServerContext) -> Starlette:
             *(Route(path, vectors.classify, methods=["POST"]) for path in CLASSIFY_PATHS),
             *(Route(path, vectors.score, methods=["POST"]) for path in SCORE_PATHS),
             *(Route(path, vectors.rerank, methods=["POST"]) for path in RERANK_PATHS),
+            *(Route(path, texts.tokenize, methods=["POST"]) for path in TOKENIZE_PATHS),
+            *(Route(path, texts.detokenize, methods=["POST"]) for path in DETOKENIZE_PATHS),
             Route("/v1/streams/{stream_id}", api.stream),
             Route("/v1/models", api.models),
             Route("/v1/models/{model:path}", api.model),
             Route("/health", api.health),
+            Route("/ready", api.ready),
+            Route("/load", api.load),
             Route("/metrics", api.metrics),
             Route("/version", api.version),
         ],
@@ -73,6 +81,7 @@ class _Api:
         self._intake = intake
         self._context = intake.context
         self._metrics = intake.metrics
+        self._prompts = Prompts(intake)
         self._created = int(time.time())
         self._completion_decoder = msgspec.json.Decoder(CompletionRequest)
         self._chat_decoder = msgspec.json.Decoder(ChatRequest)
@@ -82,9 +91,19 @@ class _Api:
         asked = parse(await self._intake.body(request), self._completion_decoder)
         frame = self._frame("cmpl-", asked)
         params = completion_params(asked, self._context.defaults)
-        prompts = await self._token_prompts(prompts_of(asked))
-        requests = self._admit(frame.id, prompts, params)
-        dialect = CompletionDialect(frame, requests, self._context.tokenizer, self._with_ids(asked))
+        terms, given = self._terms(request, asked), prompts_of(asked)
+        tokens = await self._prompts.of_texts(given)
+        prompts = [self._prompts.cut(prompt, asked.truncate_prompt_tokens) for prompt in tokens]
+        requests = self._admit(frame.id, prompts, params, terms)
+        form = CompletionForm(
+            with_ids=self._with_ids(asked),
+            num_shown=asked.n or 1,
+            echo=bool(asked.echo),
+            hides_answer=bool(asked.echo) and asked.max_tokens == 0,
+            logprobs=asked.logprobs is not None,
+            prompt_logprobs=asked.prompt_logprobs is not None,
+        )
+        dialect = CompletionDialect(frame, requests, self._context.tokenizer, form)
         return self._deliver(request, asked, requests, dialect, frame)
 
     async def chat_completions(self, request: Request) -> WholeAnswer | EventStream:
@@ -92,13 +111,26 @@ class _Api:
         asked = parse(await self._intake.body(request), self._chat_decoder)
         frame = self._frame("chatcmpl-", asked)
         params = chat_params(asked, self._context.defaults)
-        prompt = await self._chat_prompt(asked)
+        terms = self._terms(request, asked)
+        tokens = await self._prompts.of_conversation(
+            asked.messages,
+            add_generation_prompt=asked.add_generation_prompt,
+            continue_final_message=asked.continue_final_message,
+            variables=asked.chat_template_kwargs,
+        )
+        prompt = self._prompts.cut(tokens, asked.truncate_prompt_tokens)
         try:
-            requests = self._admit(frame.id, [prompt], params)
+            requests = self._admit(frame.id, [prompt], params, terms)
         except InvalidRequest as error:
             param = "messages" if error.param == "prompt" else error.param
             raise InvalidRequest(error.message, param=param, code=error.code) from error
-        dialect = ChatDialect(frame, requests[0], self._context.tokenizer, self._with_ids(asked))
+        dialect = ChatDialect(
+            frame,
+            requests[0],
+            self._context.tokenizer,
+            with_ids=self._with_ids(asked),
+            prompt_logprobs=asked.prompt_logprobs is not None,
+        )
         return self._deliver(request, asked, requests, dialect, frame)
 
     async def stream(self, request: Request) -> EventStream | NeighbourStream:
@@ -123,10 +155,30 @@ class _Api:
         return json_response(self._model(name))
 
     async def health(self, request: Request) -> Response:
-        """GET /health: 200 only while the engine is alive."""
-        if not self._context.client.alive:
-            raise EngineDied("the engine is not alive")
+        """GET /health: 200 while an engine makes progress, or another one is on its way."""
+        if self._context.client.hopeless:
+            raise EngineDied("no engine can be kept alive")
         return Response()
+
+    async def ready(self, request: Request) -> Response:
+        """GET /ready: 200 only if a request that came now would be begun."""
+        if not self._context.client.alive:
+            raise EngineDied("the engine is being started")
+        return Response()
+
+    async def load(self, request: Request) -> Response:
+        """GET /load: vLLM's `server_load`, and the state of the queues."""
+        client = self._context.client
+        stats = client.stats or Outputs(())
+        used = 1 - stats.free_blocks / stats.total_blocks if stats.total_blocks else 0.0
+        return json_response(
+            {
+                "server_load": client.num_live,
+                "num_running": stats.num_running,
+                "num_waiting": stats.num_waiting,
+                "kv_cache_usage": used,
+            }
+        )
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics, for Prometheus."""
@@ -159,40 +211,30 @@ class _Api:
         """Without a tokenizer the ids are all there is to tell."""
         return bool(asked.return_token_ids) or self._context.tokenizer is None
 
-    async def _token_prompts(self, prompts: list[str] | list[list[int]]) -> Sequence[Sequence[int]]:
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        if not texts:
-            return [prompt for prompt in prompts if not isinstance(prompt, str)]
-        tokenizer = self._intake.tokenizer("prompt")
-        size = sum(map(len, texts))
-        return await off_loop(size, lambda: [tokenizer.encode(text, add_special_tokens=True) for text in texts])
-
-    async def _chat_prompt(self, asked: ChatRequest) -> Sequence[int]:
-        tokenizer, template = self._intake.tokenizer("messages"), self._context.chat_template
-        if template is None:
-            raise InvalidRequest(
-                "this model has no chat template; use /v1/completions", param="messages", code="unsupported_parameter"
-            )
-        messages = messages_of(asked)
-        opens = True if asked.add_generation_prompt is None else asked.add_generation_prompt
-
-        def encode() -> list[int]:
-            text = template.render(messages, add_generation_prompt=opens, variables=asked.chat_template_kwargs)
-            return tokenizer.encode(text, add_special_tokens=False)
-
-        return await off_loop(sum(len(str(message["content"])) for message in messages), encode)
-
-    def _admit(self, reply_id: str, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[EngineRequest]:
+    def _admit(
+        self, reply_id: str, prompts: Sequence[Sequence[int]], params: SamplingParams, terms: Terms
+    ) -> list[EngineRequest]:
         """Past the door, and past the guard against more work than can be kept track of."""
         if params.stop_strings and self._context.tokenizer is None:
             raise InvalidRequest("stop needs a tokenizer, and this model has none; use stop_token_ids", param="stop")
         now = self._context.clock.now()
         requests = [
-            self._context.door.admit(f"{reply_id}-{number}", prompt, params, arrived_at=now)
+            self._context.door.admit(
+                f"{reply_id}-{number}",
+                prompt,
+                params,
+                arrived_at=now,
+                priority=terms.priority,
+                cache_salt=terms.cache_salt,
+                deadline=terms.deadline,
+            )
             for number, prompt in enumerate(prompts)
         ]
         self._intake.check_room(len(requests))
         return requests
+
+    def _terms(self, request: Request, asked: GenerateRequest) -> Terms:
+        return terms_of(asked, request.headers.get("x-request-timeout"), self._context.clock.now())
 
     def _deliver(
         self,

@@ -104,7 +104,8 @@ def _failed(error: RequestFailed) -> ErrorAnswer:
     if error.code in _CALLERS_FAULT:
         return _client_error(HTTPStatus.BAD_REQUEST, InvalidRequest(str(error), code=error.code))
     body = ErrorBody(_cut(str(error)), "server_error", None, error.code)
-    return ErrorAnswer(HTTPStatus.INTERNAL_SERVER_ERROR, body)
+    late = error.code == "deadline_exceeded"
+    return ErrorAnswer(HTTPStatus.GATEWAY_TIMEOUT if late else HTTPStatus.INTERNAL_SERVER_ERROR, body)
 
 
 def _unavailable() -> ErrorAnswer:

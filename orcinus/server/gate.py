@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orcinus.server.errors import JSON, HttpRefusal, answer_to
 
 # Everything else needs the key. A new route is closed until somebody opens it here.
-PUBLIC_PATHS = frozenset({"/health"})
+PUBLIC_PATHS = frozenset({"/health", "/ready"})
 
 
 class ApiKeys:

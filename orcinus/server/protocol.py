@@ -46,6 +46,9 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
     include_stop_str_in_output: bool | None = None
     return_token_ids: bool | None = None
     prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -113,6 +116,7 @@ class ChatRequest(GenerateRequest, kw_only=True):
     functions: list[object] | None = None
     response_format: ResponseFormat | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Scalar] | None = None
 

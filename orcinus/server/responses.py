@@ -10,7 +10,6 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from orcinus.core.plan import TokenLogprobs
-from orcinus.core.request import Request, unpack_tokens
 from orcinus.server.answers import Piece
 from orcinus.text.tokenizer import Tokenizer
 
@@ -27,12 +26,31 @@ class Usage(msgspec.Struct):
 
 
 class CompletionLogprobs(msgspec.Struct):
-    """One entry a token; `text_offset` counts characters of the answer."""
+    """One entry a token, null for an echoed prompt's first, which nothing predicts; `text_offset` counts characters."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+
+    def follow(self, more: CompletionLogprobs | None) -> None:
+        """Put an answer's entries after its prompt's."""
+        if more is not None:
+            self.tokens += more.tokens
+            self.token_logprobs += more.token_logprobs
+            self.top_logprobs += more.top_logprobs
+            self.text_offset += more.text_offset
+
+
+class PromptLogprob(msgspec.Struct):
+    """One token that stands in the prompt, or could; vLLM's shape, by token id."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
 class CompletionChoice(msgspec.Struct):
@@ -44,6 +62,7 @@ class CompletionChoice(msgspec.Struct):
     finish_reason: str | None = None
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class TopLogprob(msgspec.Struct):
@@ -106,6 +125,7 @@ class Reply(msgspec.Struct):
     system_fingerprint: str
     usage: Usage | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +151,7 @@ class Dialect(Protocol):
         """The chunk with the token counts."""
 
 
-class _Joined(NamedTuple):
+class Joined(NamedTuple):
     """All pieces of one answer."""
 
     choice: int
@@ -139,22 +159,24 @@ class _Joined(NamedTuple):
     tokens: list[int]
     logprobs: list[TokenLogprobs]
     finish_reason: str | None
+    prompt_logprobs: list[TokenLogprobs]
 
 
-def _joined(pieces: Sequence[Piece], num_choices: int) -> list[_Joined]:
-    answers = [_Joined(choice, "", [], [], None) for choice in range(num_choices)]
+def joined(pieces: Sequence[Piece], num_choices: int) -> list[Joined]:
+    answers = [Joined(choice, "", [], [], None, []) for choice in range(num_choices)]
     texts: list[list[str]] = [[] for _ in answers]
     for piece in pieces:
         answer = answers[piece.choice]
         texts[piece.choice].append(piece.text)
         answer.tokens.extend(piece.tokens)
         answer.logprobs.extend(piece.logprobs)
+        answer.prompt_logprobs.extend(piece.prompt_logprobs)
         if piece.finish_reason is not None:
             answers[piece.choice] = answer._replace(finish_reason=piece.finish_reason)
     return [answer._replace(text="".join(text)) for answer, text in zip(answers, texts, strict=True)]
 
 
-class _Spelling:
+class Spelling:
     """How tokens are written in log-probabilities."""
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
@@ -185,6 +207,19 @@ class _Spelling:
             offset += len(text)
         return out
 
+    def prompt(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> PromptLogprobs:
+        """As vLLM has them; `logprobs` begin at the second token."""
+        return [None, *(self._prompt_entry(token, entry) for token, entry in zip(tokens[1:], logprobs, strict=True))]
+
+    def _prompt_entry(self, token: int, entry: TokenLogprobs) -> dict[str, PromptLogprob]:
+        likeliest = zip(entry.top_ids, entry.top_logprobs, strict=True)
+        found = {
+            str(each): PromptLogprob(_finite(value), rank, self.text(each))
+            for rank, (each, value) in enumerate(likeliest, start=1)
+        }
+        found.setdefault(str(token), PromptLogprob(_finite(entry.logprob), entry.rank, self.text(token)))
+        return found
+
     def chat(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> ChatLogprobs | None:
         """As /v1/chat/completions has them."""
         if not logprobs:
@@ -203,115 +238,3 @@ class _Spelling:
 
 def _finite(logprob: float) -> float:
     return max(logprob, _IMPOSSIBLE)
-
-
-class CompletionDialect:
-    """/v1/completions.
-
-    Args:
-        requests: one for each prompt.
-        with_ids: add the token ids (vLLM's `return_token_ids`, and where there is no text).
-    """
-
-    def __init__(
-        self, frame: ReplyFrame, requests: Sequence[Request], tokenizer: Tokenizer | None, with_ids: bool
-    ) -> None:
-        self._frame = frame
-        self._requests = [request for request in requests for _ in range(request.params.n)]
-        self._spelling = _Spelling(tokenizer)
-        self._with_ids = with_ids
-        self._offsets = [0] * len(self._requests)
-        self._unopened = set(range(len(self._requests))) if with_ids else set()
-
-    def chunk(self, pieces: Sequence[Piece], usage: Usage | UnsetType | None) -> Sequence[Reply]:
-        """See `Dialect`."""
-        return [self._reply([self._choice(piece)], usage) for piece in pieces if self._shows(piece)]
-
-    def whole(self, pieces: Sequence[Piece], usage: Usage) -> Reply:
-        """See `Dialect`."""
-        joined = _joined(pieces, len(self._requests))
-        return self._reply([self._choice(answer) for answer in joined], usage)
-
-    def last(self, usage: Usage) -> Reply:
-        """See `Dialect`."""
-        return self._reply([], usage)
-
-    def _shows(self, piece: Piece) -> bool:
-        return bool(piece.text or piece.logprobs or piece.finish_reason or (self._with_ids and piece.tokens))
-
-    def _choice(self, answer: Piece | _Joined) -> CompletionChoice:
-        index = answer.choice
-        logprobs = self._spelling.completion(answer.tokens, answer.logprobs, self._offsets[index])
-        if logprobs is not None:
-            self._offsets[index] += sum(map(len, logprobs.tokens))
-        choice = CompletionChoice(index, answer.text, logprobs, answer.finish_reason)
-        if self._with_ids:
-            choice.token_ids = list(answer.tokens)
-        if index in self._unopened:
-            self._unopened.remove(index)
-            choice.prompt_token_ids = unpack_tokens(self._requests[index].prompt).tolist()
-        return choice
-
-    def _reply(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> Reply:
-        frame = self._frame
-        return Reply(frame.id, "text_completion", frame.created, frame.model, choices, frame.fingerprint, usage)
-
-
-class ChatDialect:
-    """/v1/chat/completions; arguments as for `CompletionDialect`, but for the one prompt."""
-
-    def __init__(self, frame: ReplyFrame, request: Request, tokenizer: Tokenizer | None, with_ids: bool) -> None:
-        self._frame = frame
-        self._request = request
-        self._spelling = _Spelling(tokenizer)
-        self._with_ids = with_ids
-        self._unopened = set(range(request.params.n))
-
-    def chunk(self, pieces: Sequence[Piece], usage: Usage | UnsetType | None) -> Sequence[Reply]:
-        """See `Dialect`. The first chunk of each answer says who speaks."""
-        replies = []
-        for piece in pieces:
-            opens = piece.choice in self._unopened
-            if opens or piece.text or piece.logprobs or piece.finish_reason or (self._with_ids and piece.tokens):
-                replies.append(self._reply("chat.completion.chunk", [self._delta(piece, opens)], usage))
-                if opens and self._with_ids:
-                    replies[-1].prompt_token_ids = unpack_tokens(self._request.prompt).tolist()
-        return replies
-
-    def whole(self, pieces: Sequence[Piece], usage: Usage) -> Reply:
-        """See `Dialect`."""
-        choices = [self._message(answer) for answer in _joined(pieces, self._request.params.n)]
-        reply = self._reply("chat.completion", choices, usage)
-        if self._with_ids:
-            reply.prompt_token_ids = unpack_tokens(self._request.prompt).tolist()
-        return reply
-
-    def last(self, usage: Usage) -> Reply:
-        """See `Dialect`."""
-        choices: list[ChatDeltaChoice] = []
-        return self._reply("chat.completion.chunk", choices, usage)
-
-    def _delta(self, piece: Piece, opens: bool) -> ChatDeltaChoice:
-        delta = ChatText(content=piece.text) if piece.text or opens else ChatText()
-        if opens:
-            self._unopened.remove(piece.choice)
-            delta.role = "assistant"
-        logprobs = self._spelling.chat(piece.tokens, piece.logprobs)
-        choice = ChatDeltaChoice(piece.choice, delta, logprobs, piece.finish_reason)
-        if self._with_ids:
-            choice.token_ids = list(piece.tokens)
-        return choice
-
-    def _message(self, answer: _Joined) -> ChatMessageChoice:
-        message = ChatText(role="assistant", content=answer.text, refusal=None)
-        logprobs = self._spelling.chat(answer.tokens, answer.logprobs)
-        choice = ChatMessageChoice(answer.choice, message, logprobs, answer.finish_reason)
-        if self._with_ids:
-            choice.token_ids = answer.tokens
-        return choice
-
-    def _reply(
-        self, kind: str, choices: list[ChatMessageChoice] | list[ChatDeltaChoice], usage: Usage | UnsetType | None
-    ) -> Reply:
-        frame = self._frame
-        return Reply(frame.id, kind, frame.created, frame.model, choices, frame.fingerprint, usage)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+
 import msgspec
 
 from orcinus.core.request import SamplingParams
@@ -13,6 +16,8 @@ from orcinus.text.generation import GenerationDefaults
 MAX_PROMPTS, MAX_MESSAGES, MAX_CONTENT_PARTS, MAX_USER_CHARACTERS = 256, 4096, 1024, 256
 ROLES = ("system", "developer", "user", "assistant", "tool")
 COMPLETION_MAX_TOKENS = 16
+MAX_PRIORITY, MAX_TIMEOUT = 2**31, 86_400.0
+_SALT = re.compile(r"[A-Za-z0-9._-]{0,64}")
 
 
 def completion_params(request: CompletionRequest, defaults: GenerationDefaults) -> SamplingParams:
@@ -22,11 +27,31 @@ def completion_params(request: CompletionRequest, defaults: GenerationDefaults) 
         InvalidRequest: a value out of its range, or a field that isn't served.
     """
     _refuse(request.suffix, "suffix", "inserting text isn't supported")
-    _refuse(request.echo, "echo", "echoing the prompt isn't supported")
-    if request.best_of is not None and request.best_of != (request.n or 1):
-        raise _unsupported("best_of", "only best_of equal to n is supported")
     max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-    return _sampling_params(request, defaults, max_tokens, request.logprobs, {})
+    if request.echo and max_tokens == 0:
+        # Nothing but the prompt is wanted: one token is sampled, and not shown.
+        max_tokens = 1
+    params = _sampling_params(request, defaults, max_tokens, request.logprobs, {})
+    if request.echo and request.logprobs is not None:
+        if request.stream:
+            raise _unsupported("echo", "log-probabilities of an echoed prompt can't be streamed")
+        params = msgspec.structs.replace(params, prompt_logprobs=request.logprobs)
+    return _with_best_of(request, params)
+
+
+def _with_best_of(request: CompletionRequest, params: SamplingParams) -> SamplingParams:
+    """`best_of` answers are made, with what they are judged by."""
+    best_of = request.best_of
+    if best_of is None or best_of == params.n:
+        return params
+    if request.stream:
+        raise _unsupported("best_of", "which answers are best is known at the end, so they can't be streamed")
+    if best_of < params.n:
+        raise InvalidRequest(f"best_of is {best_of}, less than n, which is {params.n}", param="best_of")
+    try:
+        return msgspec.structs.replace(params, n=best_of, logprobs=params.logprobs or 0)
+    except InvalidRequest as error:
+        raise _in_callers_words(error, {"n": "best_of"}) from error
 
 
 def chat_params(request: ChatRequest, defaults: GenerationDefaults) -> SamplingParams:
@@ -69,8 +94,8 @@ def _sampling_params(
     words: dict[str, str],
 ) -> SamplingParams:
     """`words` are the caller's names for ours, where they differ."""
-    if request.prompt_logprobs is not None:
-        raise _unsupported("prompt_logprobs", "log-probabilities of the prompt aren't supported yet")
+    if request.prompt_logprobs is not None and request.stream:
+        raise _unsupported("prompt_logprobs", "log-probabilities of the prompt can't be streamed")
     if request.user is not None and len(request.user) > MAX_USER_CHARACTERS:
         raise InvalidRequest(
             f"user is longer than {MAX_USER_CHARACTERS} characters", param="user", code="invalid_value"
@@ -98,6 +123,50 @@ def _in_callers_words(error: InvalidRequest, words: dict[str, str]) -> InvalidRe
     return InvalidRequest(message, param=theirs or None, code=error.code or "invalid_value")
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a request asks besides its sampling. `deadline` is an instant of the engine's clock."""
+
+    priority: int
+    cache_salt: str
+    deadline: float | None
+
+
+def terms_of(request: GenerateRequest, timeout: str | None, now: float) -> Terms:
+    """See `Terms`.
+
+    Args:
+        timeout: of the header `x-request-timeout`, seconds.
+
+    Raises:
+        InvalidRequest: a value out of its range.
+    """
+    priority, salt = request.priority or 0, request.cache_salt or ""
+    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+        raise InvalidRequest(
+            f"priority is {priority}, which is not between -{MAX_PRIORITY} and {MAX_PRIORITY}", param="priority"
+        )
+    if not _SALT.fullmatch(salt):
+        raise InvalidRequest(
+            "cache_salt takes up to 64 of the characters A-Z a-z 0-9 . _ -", param="cache_salt", code="invalid_value"
+        )
+    return Terms(priority, salt, None if timeout is None else now + _seconds(timeout))
+
+
+def _seconds(timeout: str) -> float:
+    try:
+        seconds = float(timeout)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= MAX_TIMEOUT:
+        raise InvalidRequest(
+            f"the header x-request-timeout takes seconds, more than 0 and at most {MAX_TIMEOUT:.0f}",
+            param="x-request-timeout",
+            code="invalid_value",
+        )
+    return seconds
+
+
 def prompts_of(request: CompletionRequest) -> list[str] | list[list[int]]:
     """The prompts, all text or all token ids.
 
@@ -121,15 +190,15 @@ def prompts_of(request: CompletionRequest) -> list[str] | list[list[int]]:
     return texts or token_lists or [tokens]
 
 
-def messages_of(request: ChatRequest) -> list[dict[str, object]]:
+def messages_of(messages: list[ChatMessage]) -> list[dict[str, object]]:
     """The conversation as chat templates read it.
 
     Raises:
         InvalidRequest: none or too many messages, an unknown role, or content that isn't text.
     """
-    if not 1 <= len(request.messages) <= MAX_MESSAGES:
+    if not 1 <= len(messages) <= MAX_MESSAGES:
         raise InvalidRequest(f"messages takes 1 to {MAX_MESSAGES} messages", param="messages", code="invalid_value")
-    return [_template_message(message, f"messages[{i}]") for i, message in enumerate(request.messages)]
+    return [_template_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
 def _template_message(message: ChatMessage, place: str) -> dict[str, object]:

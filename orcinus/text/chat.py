@@ -59,6 +59,7 @@ class ChatTemplate:
         messages: Sequence[Message],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         variables: Mapping[str, Scalar] | None = None,
     ) -> str:
         """The prompt for a conversation; special tokens are spelled out in it, so encode it without adding any.
@@ -66,6 +67,7 @@ class ChatTemplate:
         Args:
             messages: `role`, `content` and what else the template reads; plain JSON values.
             add_generation_prompt: end with the opening of the assistant's turn.
+            continue_final_message: end within the last message, so that the answer goes on with it.
             variables: of the template's own, such as `enable_thinking`.
 
         Raises:
@@ -88,13 +90,14 @@ class ChatTemplate:
                     "add_generation_prompt": add_generation_prompt,
                 }
             )
-            return _join_bounded(pieces)
+            text = _join_bounded(pieces)
         except _REFUSALS as error:
             # Templates speak to the caller through raise_exception; what else goes wrong is no news for strangers.
             reason = str(error)[:200] if isinstance(error, _Refusal) else "its shape is not what the template expects"
             raise InvalidRequest(
                 f"the model's chat template refuses this conversation: {reason}", param="messages"
             ) from error
+        return _cut_after(text, messages[-1]) if continue_final_message else text
 
 
 class _Refusal(jinja2.TemplateError):
@@ -122,6 +125,20 @@ def _join_bounded(pieces: Any) -> str:
             raise _Refusal(f"the prompt grows beyond {MAX_RENDERED_CHARACTERS} characters")
         parts.append(piece)
     return "".join(parts)
+
+
+def _cut_after(text: str, message: Message) -> str:
+    """The rendered text up to the end of its last message's content."""
+    content = str(message.get("content") or "")
+    end = text.rfind(content.strip())
+    if not content.strip() or end < 0:
+        raise InvalidRequest(
+            "continue_final_message needs a last message whose content the chat template keeps as it is",
+            param="continue_final_message",
+        )
+    # Templates often strip a message; where this one doesn't, its trailing space belongs to what is continued.
+    exact = text.rfind(content)
+    return text[: exact + len(content)] if exact >= 0 else text[: end + len(content.strip())]
 
 
 class _GenerationTag(jinja2.ext.Extension):

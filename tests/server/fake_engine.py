@@ -77,6 +77,17 @@ class Answer:
             )
         )
         stopped = token in self.request.end_token_ids and self.count > params.min_tokens
+        prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+        if params.prompt_logprobs is not None and self.index == 0 and self.count == 1:
+            prompt_logprobs = tuple(
+                TokenLogprobs(
+                    -0.25 * place,
+                    2,
+                    tuple(70 + i for i in range(params.prompt_logprobs)),
+                    (-0.1,) * params.prompt_logprobs,
+                )
+                for place in range(1, len(self.prompt))
+            )
         ended = FinishReason.STOP if stopped else None
         if ended is None and self.count >= self.request.max_tokens:
             ended = FinishReason.LENGTH
@@ -85,6 +96,7 @@ class Answer:
             self.index,
             tokens=(token,),
             logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
             finish_reason=ended,
             stop_token=token if stopped else None,
         )

@@ -57,7 +57,7 @@ def test_a_key_passes_only_as_it_is() -> None:
 def test_every_route_but_health_needs_the_key(tmp_path: Path) -> None:
     from orcinus.server.app import create_app
 
-    assert sorted(PUBLIC_PATHS) == ["/health"]
+    assert sorted(PUBLIC_PATHS) == ["/health", "/ready"]
     with serve_fake(write_tokenizer(tmp_path), TEST_KEYS="secret,other") as server:
         for route in _routes(create_app):
             path = route.path.replace("{model:path}", "fake")

@@ -116,7 +116,7 @@ def test_messages_become_what_templates_read() -> None:
     )
     parsed_call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": [1]}}}
     parsed_odd = {"id": None, "type": "function", "function": {"name": "g", "arguments": "{no json"}}
-    assert messages_of(asked) == [
+    assert messages_of(asked.messages) == [
         {"role": "user", "name": "ada", "content": "a\n"},
         {"role": "assistant", "content": "", "tool_calls": [parsed_call, parsed_odd], "reasoning_content": "hm"},
         {"role": "tool", "tool_call_id": "1", "content": "ok"},
@@ -150,6 +150,9 @@ def refusal(body: bytes, decoder: Any, params_of: Any, content_of: Any) -> Inval
 def test_any_json_is_served_or_refused_with_a_parameter_it_has(fields: dict[str, Any]) -> None:
     body = json.dumps({"prompt": "hi", "messages": MESSAGES} | fields).encode()
     names = ("prompt", "messages", "top_logprobs", *fields)
-    for way in ((COMPLETION, completion_params, prompts_of), (CHAT, chat_params, messages_of)):
+    for way in (
+        (COMPLETION, completion_params, prompts_of),
+        (CHAT, chat_params, lambda asked: messages_of(asked.messages)),
+    ):
         refused = refusal(body, *way)
         assert refused is None or refused.param is None or refused.param.startswith(names)

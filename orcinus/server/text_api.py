@@ -1,0 +1,105 @@
+"""Tokens and back over HTTP, in vLLM's shapes: /tokenize and /detokenize."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from orcinus.errors import InvalidRequest
+from orcinus.server.intake import Intake, json_response, off_loop
+from orcinus.server.prompts import Prompts
+from orcinus.server.protocol import ChatMessage, parse
+from orcinus.text.chat import Scalar
+
+TOKENIZE_PATHS = ("/tokenize", "/v1/tokenize")
+DETOKENIZE_PATHS = ("/detokenize", "/v1/detokenize")
+MAX_TOKENS_BACK = 2**20
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True):
+    """POST /tokenize: a text, or a conversation laid out by the chat template."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Scalar] | None = None
+
+
+class TokenizeReply(msgspec.Struct):
+    """What it comes to."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | UnsetType = UNSET
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    """POST /detokenize."""
+
+    tokens: list[int]
+    model: str | None = None
+
+
+class DetokenizeReply(msgspec.Struct):
+    """The text, special tokens included."""
+
+    prompt: str
+
+
+class TextApi:
+    """The endpoints."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._prompts = Prompts(intake)
+        self._tokenize_decoder = msgspec.json.Decoder(TokenizeRequest)
+        self._detokenize_decoder = msgspec.json.Decoder(DetokenizeRequest)
+
+    async def tokenize(self, request: Request) -> Response:
+        """POST /tokenize."""
+        asked = parse(await self._intake.body(request), self._tokenize_decoder)
+        self._intake.model_name(asked.model)
+        tokens = await self._tokens(asked)
+        reply = TokenizeReply(len(tokens), self._intake.context.door.engine.max_sequence_tokens, tokens)
+        if asked.return_token_strs:
+            tokenizer = self._intake.tokenizer("return_token_strs")
+            reply.token_strs = [tokenizer.token_text(token) for token in tokens]
+        return json_response(reply)
+
+    async def detokenize(self, request: Request) -> Response:
+        """POST /detokenize."""
+        asked = parse(await self._intake.body(request), self._detokenize_decoder)
+        self._intake.model_name(asked.model)
+        tokenizer = self._intake.tokenizer("tokens")
+        vocab_size = self._intake.context.door.engine.vocab_size
+        if len(asked.tokens) > MAX_TOKENS_BACK or not all(0 <= token < vocab_size for token in asked.tokens):
+            raise InvalidRequest(
+                f"tokens takes up to {MAX_TOKENS_BACK} ids between 0 and {vocab_size - 1}",
+                param="tokens",
+                code="invalid_value",
+            )
+        text = await off_loop(4 * len(asked.tokens), lambda: tokenizer.decode(asked.tokens, skip_special_tokens=False))
+        return json_response(DetokenizeReply(text))
+
+    async def _tokens(self, asked: TokenizeRequest) -> list[int]:
+        if (asked.prompt is None) == (asked.messages is None):
+            raise InvalidRequest("give either prompt or messages", param="prompt", code="missing_required_parameter")
+        if asked.messages is None:
+            assert asked.prompt is not None
+            special = True if asked.add_special_tokens is None else asked.add_special_tokens
+            (tokens,) = await self._prompts.of_texts([asked.prompt], add_special_tokens=special)
+            return list(tokens)
+        return await self._prompts.of_conversation(
+            asked.messages,
+            add_generation_prompt=asked.add_generation_prompt,
+            continue_final_message=asked.continue_final_message,
+            variables=asked.chat_template_kwargs,
+            add_special_tokens=bool(asked.add_special_tokens),
+        )
