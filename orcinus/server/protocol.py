@@ -9,6 +9,7 @@ import msgspec
 
 from orcinus.errors import InvalidRequest
 from orcinus.server.errors import MAX_ECHO_CHARACTERS
+from orcinus.server.strict_json import check_json
 from orcinus.text.chat import Scalar
 
 
@@ -128,8 +129,10 @@ def parse(body: bytes, decoder: msgspec.json.Decoder[Parsed]) -> Parsed:
     """The typed request in a body.
 
     Raises:
-        InvalidRequest: it isn't JSON (no NaN, no Infinity, bounded depth), or not of this shape; names the parameter.
+        InvalidRequest: it isn't JSON (no NaN, no Infinity, bounded depth, no key twice), or not of this shape; names
+            the parameter.
     """
+    check_json(body)
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
