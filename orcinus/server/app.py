@@ -28,6 +28,7 @@ from orcinus.server.gate import Gate, key_of
 from orcinus.server.intake import Intake, Limits, ServerContext, json_response
 from orcinus.server.metrics import CONTENT_TYPE, Metrics
 from orcinus.server.neighbours import NeighbourStream, front_digits
+from orcinus.server.openapi import openapi_document
 from orcinus.server.prompts import Prompts
 from orcinus.server.protocol import ChatRequest, CompletionRequest, GenerateRequest, parse
 from orcinus.server.responses import Dialect, ReplyFrame
@@ -61,6 +62,7 @@ def create_app(context: ServerContext) -> Starlette:
             Route("/load", api.load),
             Route("/metrics", api.metrics),
             Route("/version", api.version),
+            Route("/openapi.json", api.openapi),
         ],
         middleware=[Middleware(Gate, keys=context.api_keys)],
         exception_handlers={
@@ -187,6 +189,10 @@ class _Api:
     async def version(self, request: Request) -> Response:
         """GET /version."""
         return json_response({"version": metadata.version("orcinus-llm")})
+
+    async def openapi(self, request: Request) -> Response:
+        """GET /openapi.json."""
+        return json_response(openapi_document(metadata.version("orcinus-llm")))
 
     def _model(self, name: str) -> dict[str, object]:
         return {

@@ -11,11 +11,14 @@ from orcinus.core.plan import TokenLogprobs
 from orcinus.core.request import Request, unpack_tokens
 from orcinus.server.answers import Piece
 from orcinus.server.responses import (
+    ChatChunk,
     ChatDeltaChoice,
     ChatMessageChoice,
+    ChatReply,
     ChatText,
     CompletionChoice,
     CompletionLogprobs,
+    CompletionReply,
     Joined,
     Reply,
     ReplyFrame,
@@ -166,7 +169,15 @@ class CompletionDialect:
 
     def _reply(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> Reply:
         frame = self._frame
-        return Reply(frame.id, "text_completion", frame.created, frame.model, choices, frame.fingerprint, usage)
+        return CompletionReply(
+            id=frame.id,
+            object="text_completion",
+            created=frame.created,
+            model=frame.model,
+            choices=choices,
+            system_fingerprint=frame.fingerprint,
+            usage=usage,
+        )
 
 
 class ChatDialect:
@@ -198,7 +209,7 @@ class ChatDialect:
         for piece in pieces:
             opens = piece.choice in self._unopened
             if opens or piece.text or piece.logprobs or piece.finish_reason or (self._with_ids and piece.tokens):
-                replies.append(self._reply("chat.completion.chunk", [self._delta(piece, opens)], usage))
+                replies.append(self._chunk([self._delta(piece, opens)], usage))
                 if opens and self._with_ids:
                     replies[-1].prompt_token_ids = unpack_tokens(self._request.prompt).tolist()
         return replies
@@ -206,7 +217,15 @@ class ChatDialect:
     def whole(self, pieces: Sequence[Piece], usage: Usage) -> Reply:
         """See `Dialect`."""
         answers = joined(pieces, self._request.params.n)
-        reply = self._reply("chat.completion", [self._message(answer) for answer in answers], usage)
+        reply = ChatReply(
+            id=self._frame.id,
+            object="chat.completion",
+            created=self._frame.created,
+            model=self._frame.model,
+            choices=[self._message(answer) for answer in answers],
+            system_fingerprint=self._frame.fingerprint,
+            usage=usage,
+        )
         ids = unpack_tokens(self._request.prompt).tolist()
         if self._with_ids:
             reply.prompt_token_ids = ids
@@ -216,8 +235,7 @@ class ChatDialect:
 
     def last(self, usage: Usage) -> Reply:
         """See `Dialect`."""
-        choices: list[ChatDeltaChoice] = []
-        return self._reply("chat.completion.chunk", choices, usage)
+        return self._chunk([], usage)
 
     def _delta(self, piece: Piece, opens: bool) -> ChatDeltaChoice:
         delta = ChatText(content=piece.text) if piece.text or opens else ChatText()
@@ -238,8 +256,14 @@ class ChatDialect:
             choice.token_ids = answer.tokens
         return choice
 
-    def _reply(
-        self, kind: str, choices: list[ChatMessageChoice] | list[ChatDeltaChoice], usage: Usage | UnsetType | None
-    ) -> Reply:
+    def _chunk(self, choices: list[ChatDeltaChoice], usage: Usage | UnsetType | None) -> ChatChunk:
         frame = self._frame
-        return Reply(frame.id, kind, frame.created, frame.model, choices, frame.fingerprint, usage)
+        return ChatChunk(
+            id=frame.id,
+            object="chat.completion.chunk",
+            created=frame.created,
+            model=frame.model,
+            choices=choices,
+            system_fingerprint=frame.fingerprint,
+            usage=usage,
+        )

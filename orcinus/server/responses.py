@@ -114,18 +114,35 @@ class ChatDeltaChoice(msgspec.Struct):
     token_ids: list[int] | UnsetType = UNSET
 
 
-class Reply(msgspec.Struct):
+class Reply(msgspec.Struct, kw_only=True):
     """The frame around the choices, whole or chunk."""
 
     id: str
     object: str
     created: int
     model: str
-    choices: list[CompletionChoice] | list[ChatMessageChoice] | list[ChatDeltaChoice]
     system_fingerprint: str
     usage: Usage | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+
+
+class CompletionReply(Reply, kw_only=True):
+    """Of /v1/completions, whole or chunk."""
+
+    choices: list[CompletionChoice]
+
+
+class ChatReply(Reply, kw_only=True):
+    """Of /v1/chat/completions, whole."""
+
+    choices: list[ChatMessageChoice]
+
+
+class ChatChunk(Reply, kw_only=True):
+    """Of /v1/chat/completions, a piece."""
+
+    choices: list[ChatDeltaChoice]
 
 
 @dataclass(frozen=True, slots=True)

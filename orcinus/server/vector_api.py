@@ -21,16 +21,18 @@ from orcinus.server.intake import Intake, json_response, off_loop
 from orcinus.server.protocol import parse
 from orcinus.server.vector_protocol import (
     ClassData,
+    ClassifyReply,
     ClassifyRequest,
     Document,
     EmbeddingData,
+    EmbeddingReply,
     EmbeddingRequest,
     RankedDocument,
     RerankReply,
     RerankRequest,
     ScoreData,
+    ScoreReply,
     ScoreRequest,
-    VectorReply,
     VectorUsage,
 )
 from orcinus.vectors import (
@@ -141,11 +143,11 @@ class VectorApi:
             )
         requests = self._admit("embd-", await self._inputs(asked.input), classify=False)
 
-        def reply(vectors: list[Vector]) -> VectorReply:
+        def reply(vectors: list[Vector]) -> EmbeddingReply:
             embeddings = [embedding(vector, asked.dimensions) for vector in vectors]
             written = [_base64(v) if asked.encoding_format == "base64" else v.tolist() for v in embeddings]
             data = [EmbeddingData(index, one) for index, one in enumerate(written)]
-            return VectorReply(model=model, data=data, usage=_usage(requests))
+            return EmbeddingReply(model=model, data=data, usage=_usage(requests))
 
         return VectorAnswer(self._intake, requests, reply)
 
@@ -156,11 +158,11 @@ class VectorApi:
         requests = self._admit("classify-", await self._inputs(asked.input), classify=True)
         labels = self._intake.context.door.engine.labels
 
-        def reply(vectors: list[Vector]) -> VectorReply:
+        def reply(vectors: list[Vector]) -> ClassifyReply:
             shares = [probabilities(vector) for vector in vectors]
             data = [ClassData(i, likeliest(probs, labels), probs, len(probs)) for i, probs in enumerate(shares)]
             usage = _usage(requests)
-            return VectorReply(model=model, data=data, usage=usage, id=_id("classify-"), created=int(time.time()))
+            return ClassifyReply(model=model, data=data, usage=usage, id=_id("classify-"), created=int(time.time()))
 
         return VectorAnswer(self._intake, requests, reply)
 
@@ -170,10 +172,10 @@ class VectorApi:
         model = self._intake.model_name(asked.model)
         requests, score = await self._score_pairs("score-", pair_up(asked.text_1, asked.text_2))
 
-        def reply(vectors: list[Vector]) -> VectorReply:
+        def reply(vectors: list[Vector]) -> ScoreReply:
             data = [ScoreData(index, value) for index, value in enumerate(score(vectors))]
             usage = _usage(requests)
-            return VectorReply(model=model, data=data, usage=usage, id=_id("score-"), created=int(time.time()))
+            return ScoreReply(model=model, data=data, usage=usage, id=_id("score-"), created=int(time.time()))
 
         return VectorAnswer(self._intake, requests, reply)
 

@@ -92,11 +92,28 @@ class VectorReply(msgspec.Struct, kw_only=True):
     """The frame of embeddings, classes and scores."""
 
     model: str
-    data: list[EmbeddingData] | list[ClassData] | list[ScoreData]
     usage: VectorUsage
     id: str | UnsetType = UNSET
     created: int | UnsetType = UNSET
     object: str = "list"
+
+
+class EmbeddingReply(VectorReply, kw_only=True):
+    """Of /v1/embeddings."""
+
+    data: list[EmbeddingData]
+
+
+class ClassifyReply(VectorReply, kw_only=True):
+    """Of /classify."""
+
+    data: list[ClassData]
+
+
+class ScoreReply(VectorReply, kw_only=True):
+    """Of /score."""
+
+    data: list[ScoreData]
 
 
 class RerankReply(msgspec.Struct, kw_only=True):
