@@ -26,6 +26,7 @@ def serve(
     served_model_name: list[str] | None = None,
     insecure_no_auth: bool = False,
     api_server_count: int = 1,
+    max_queue_seconds: float = 60.0,
 ) -> int:
     """Serve a checkpoint behind the OpenAI API: /v1/chat/completions, /v1/completions, /v1/models.
 
@@ -37,6 +38,7 @@ def serve(
         served_model_name: what clients call the model; the folder's name if not given.
         insecure_no_auth: listen beyond this machine without a key.
         api_server_count: HTTP processes.
+        max_queue_seconds: a request that would have to wait longer than this is refused with 429.
     """
     keys = [*(api_key or ()), *filter(None, [os.environ.get(API_KEY_VARIABLE)])]
     settings = ServeSettings(
@@ -47,6 +49,7 @@ def serve(
         insecure_no_auth=insecure_no_auth,
         served_model_names=tuple(served_model_name or ()),
         front_ends=api_server_count,
+        max_queue_seconds=max_queue_seconds,
     )
     run_server(
         settings,

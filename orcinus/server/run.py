@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from orcinus.server.front import FrontConfig, Order
 from orcinus.server.intake import Limits
 
 _BACKLOG = 1024
+# Their number is in the last two digits of every response's id.
+MAX_FRONT_ENDS = 256
 # A front end that dies sooner after its start than this, so many times in a row, isn't started again.
 _STABLE_SECONDS, _MAX_SHORT_LIVES = 30.0, 5
 
@@ -99,6 +102,12 @@ def listen(settings: ServeSettings) -> socket.socket:
         ConfigurationError: the address is taken or isn't ours, or open to others without a key.
     """
     host, port = settings.host, settings.port
+    if not 1 <= settings.front_ends <= MAX_FRONT_ENDS:
+        raise ConfigurationError(
+            f"api_server_count is {settings.front_ends}; it must be between 1 and {MAX_FRONT_ENDS}"
+        )
+    if not 0 <= settings.max_queue_seconds < inf:
+        raise ConfigurationError(f"max_queue_seconds is {settings.max_queue_seconds}; it can't be negative")
     if not all(settings.api_keys):
         raise ConfigurationError("an API key is empty; give one that can't be guessed")
     if not 0 <= port < 2**16:

@@ -113,6 +113,7 @@ def _routes(create_app: object) -> list[Route]:
         ({"TEST_HOST": "0.0.0.0"}, "--api-key"),
         ({"TEST_HOST": "no.such.host.invalid"}, "not an address"),
         ({"TEST_PORT": "70000"}, "70000"),
+        ({"TEST_FRONT_ENDS": "0"}, "api_server_count is 0"),
     ],
 )
 def test_an_address_that_must_not_be_used_is_refused_before_the_engine_starts(
