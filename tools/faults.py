@@ -119,7 +119,8 @@ def difference(found: dict[int, tuple[str, list[object], list[object]]], truth: 
     for index, (text, logprobs, ends) in sorted(found.items()):
         expected = truth.get(index, ("", [], []))
         if text != expected[0]:
-            at = len(os.path.commonprefix([text, expected[0]]))
+            pairs = enumerate(zip(text, expected[0], strict=False))
+            at = next((i for i, (a, b) in pairs if a != b), min(len(text), len(expected[0])))
             return (
                 f"choice {index} at character {at}: {text[at - 20 : at + 20]!r}, not {expected[0][at - 20 : at + 20]!r}"
             )
