@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,6 +151,8 @@ class Client:
                 await reading
             except asyncio.CancelledError:
                 continue
+            except aiohttp.ClientError as error:
+                history.trouble = f"the connection broke: {error}"
             finally:
                 self.hang_ups.discard(reading)
         return history
@@ -199,6 +202,14 @@ class Server:
         self._log.seek(0)
         return self._log.read()
 
+    def is_ready(self) -> bool:
+        """An engine takes requests."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/ready", timeout=1):
+                return True
+        except OSError:
+            return False
+
     def children(self, module: str) -> list[int]:
         """Its processes that run `module`."""
         found = []
@@ -217,8 +228,13 @@ class Server:
         return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)
 
     def hurt(self, number: signal.Signals) -> bool:
-        """Send a signal to the engine, if there is one at the moment."""
+        """Send a signal to the engine, if there is one at the moment.
+
+        Crashes come from work, so an engine that is still starting is only killed and stopped.
+        """
         engines = self.children("orcinus.engine.process")
+        if number is signal.SIGSEGV and not self.is_ready():
+            return False
         for pid in engines:
             try:
                 os.kill(pid, number)
@@ -329,13 +345,18 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL)
     arguments = parser.parse_args()
     server = Server(arguments.model)
+    complaints = ["the run was cut short"]
     try:
         complaints = asyncio.run(run(server, arguments))
         complaints += leave(server)
+    except aiohttp.ClientError as error:
+        complaints.append(f"the server is gone: {error}")
     finally:
         server.process.kill()
     for complaint in complaints[:50]:
         print(complaint)
+    if complaints:
+        print("the server said last:", server.log()[-3000:], sep="\n")
     sys.exit(bool(complaints))
 
 

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -169,7 +169,13 @@ class _Life:
     socket_path: Path
     started_at: float = 0.0
     hung: bool = False
-    is_up: bool = field(default=False)
+    is_up: bool = False
+
+    @property
+    def ended_by_others(self) -> bool:
+        """Once it is dead: whether somebody else wanted it so."""
+        code = self.process.returncode
+        return code <= 0 and -code in _FOREIGN_ENDS and not self.hung
 
 
 class EngineSupervisor:
@@ -316,8 +322,7 @@ class EngineSupervisor:
 
     def _draw_conclusions(self, life: _Life) -> None:
         """Who is suspected of this death?"""
-        code = life.process.returncode
-        if code <= 0 and -code in _FOREIGN_ENDS and not life.hung:
+        if life.ended_by_others:
             self._suspects = self._investigation.after_kill()
             return
         self._suspects = self._investigation.after_crash(life.pulse.running())
@@ -332,7 +337,8 @@ class EngineSupervisor:
                 await self._bring_up()
             except SystemFault as fault:
                 reason = str(fault)
-                self._short_lives += 1
+                assert self._life is not None
+                self._short_lives += not self._life.ended_by_others
                 await asyncio.sleep(min(2.0**self._short_lives, 10.0) / 4)
             else:
                 self.num_restarts += 1
