@@ -1,6 +1,6 @@
-"""Every fixed string that orcinus-tiny learns: phrasings of the tasks, small talk, and the parts of its stories.
+"""Every fixed sentence that orcinus-tiny learns: phrasings of the tasks, small talk, system messages.
 
-The tokeniser gives each word found here a token of its own; `{...}` marks where operands go.
+`{...}` marks where operands go. Words to be taken apart stand in quotes: the tokeniser keeps their letters single.
 """
 
 ADD = (
@@ -8,45 +8,79 @@ ADD = (
     "What is {a} plus {b}?",
     "What's {a} + {b}?",
     "How much is {a} + {b}?",
-    "How much is {a} plus {b}?",
     "Add {a} and {b}.",
     "Please add {a} and {b}.",
-    "Add {a} to {b}.",
     "Calculate {a} + {b}.",
     "Compute {a} + {b}",
-    "Can you tell me what {a} + {b} is?",
     "What is the sum of {a} and {b}?",
-    "The sum of {a} and {b}?",
-    "Please compute {a} plus {b}.",
     "{a} + {b}",
     "{a} + {b} =",
-    "{a} + {b} = ?",
     "{a}+{b}",
-    "{a}+{b}=",
     "{a}+{b}=?",
     "{a} plus {b}",
     "What is {a}+{b}?",
+)
+
+SUBTRACT = (
+    "What is {a} - {b}?",
+    "What is {a} minus {b}?",
+    "What's {a} - {b}?",
+    "How much is {a} - {b}?",
+    "Subtract {b} from {a}.",
+    "Please subtract {b} from {a}.",
+    "Calculate {a} - {b}.",
+    "Compute {a} - {b}",
+    "What is the difference of {a} and {b}?",
+    "{a} - {b}",
+    "{a} - {b} =",
+    "{a}-{b}",
+    "{a} minus {b}",
+    "What is {a}-{b}?",
+)
+
+MULTIPLY = (
+    "What is {a} * {b}?",
+    "What is {a} times {b}?",
+    "What's {a} * {b}?",
+    "How much is {a} times {b}?",
+    "Multiply {a} by {b}.",
+    "Please multiply {a} by {b}.",
+    "Calculate {a} * {b}.",
+    "Compute {a} x {b}",
+    "What is the product of {a} and {b}?",
+    "{a} * {b}",
+    "{a} x {b} =",
+    "{a} times {b}",
+    "What is {a} x {b}?",
 )
 
 REVERSE_WORD = (
     'Reverse the word "{word}".',
     'Reverse "{word}".',
     'Reverse "{word}"',
-    "Reverse '{word}'",
-    "Reverse the word {word}.",
-    "Reverse the word {word}",
-    "Reverse {word}",
-    "Reverse: {word}",
     'Please reverse the word "{word}".',
-    "Please reverse {word}.",
     'Write "{word}" backwards.',
-    "Write {word} backwards.",
     'Spell "{word}" backwards.',
     'What is "{word}" backwards?',
-    "What is {word} spelled backwards?",
+    'What is "{word}" spelled backwards?',
     'Can you reverse the word "{word}"?',
     'Reverse the letters of "{word}".',
     'Reverse the string "{word}".',
+)
+
+WORD_LENGTH = (
+    'How many letters are in "{word}"?',
+    'How many letters does "{word}" have?',
+    'How many letters are in the word "{word}"?',
+    'Count the letters of "{word}".',
+    'How long is the word "{word}"?',
+)
+
+LETTER_OCCURRENCES = (
+    'How many times does "{letter}" occur in "{word}"?',
+    'How often does the letter "{letter}" occur in "{word}"?',
+    'How many times is the letter "{letter}" in "{word}"?',
+    'Count the letter "{letter}" in "{word}".',
 )
 
 REVERSE_LIST = (
@@ -66,11 +100,9 @@ SORT = (
     "Sort: {numbers}",
     "Sort the numbers {numbers}.",
     "Sort these numbers: {numbers}",
-    "Sort these numbers: {numbers}.",
     "Sort the list {numbers}.",
     "Sort this list: {numbers}",
     "Please sort {numbers}.",
-    "Please sort these numbers: {numbers}",
     "Put {numbers} in order.",
     "Put these numbers in order: {numbers}",
     "Can you sort {numbers}?",
@@ -86,71 +118,71 @@ COUNT = (
     "Write the numbers from {a} to {b}.",
 )
 
+WEEKDAY = (
+    "What day is {n} days {side} {day}?",
+    "Which day is {n} days {side} {day}?",
+    "What day of the week is {n} days {side} {day}?",
+    "Which weekday comes {n} days {side} {day}?",
+    "{n} days {side} {day} is which day?",
+)
+
+DATE = (
+    "What date is {n} days {side} {day} {month}?",
+    "Which date is {n} days {side} {day} {month}?",
+    "What is the date {n} days {side} {day} {month}?",
+    "Give me the date {n} days {side} {day} {month}.",
+)
+
+DAYS_BETWEEN = (
+    "How many days are between {day} {month} and {last} {month}?",
+    "How many days are from {day} {month} to {last} {month}?",
+    "How many days is it from {day} {month} until {last} {month}?",
+)
+
+CONVERT = (
+    "Convert {value} {unit} to {target}.",
+    "Convert {value} {unit} to {target}",
+    "Convert {value} {unit} into {target}.",
+    "What is {value} {unit} in {target}?",
+    "How much is {value} {unit} in {target}?",
+    "{value} {unit} in {target}",
+    "{value} {unit} in {target}?",
+    "Please convert {value} {unit} to {target}.",
+)
+
+EXTRACT = (
+    "Extract {fields} as JSON: {sentence}",
+    "Extract the {fields} as JSON: {sentence}",
+    "Give me the {fields} as JSON: {sentence}",
+    "Find the {fields} and answer in JSON. {sentence}",
+    "{sentence} Extract the {fields} as JSON.",
+)
+
 STORY = (
     "Tell me a story.",
     "Tell me a story",
     "Please tell me a story.",
-    "Tell me a short story.",
+    "Tell me a long story.",
     "Can you tell me a story?",
     "Write a story.",
-    "Write a short story.",
+    "Write a long story.",
     "I want to hear a story.",
 )
 
 STORY_ABOUT = (
     "Tell me a story about a {animal}.",
     "Tell me a story about a {animal}",
-    "Tell me a short story about a {animal}.",
+    "Tell me a long story about a {animal}.",
     "Please tell me a story about a {animal}.",
     "Can you tell me a story about a {animal}?",
     "Write a story about a {animal}.",
-    "Write a short story about a {animal}.",
+    "Write a long story about a {animal}.",
 )
 
-ANIMALS = ("fox", "bear", "cat", "dog", "whale", "rabbit", "mouse", "bird", "turtle", "frog", "horse", "wolf", "seal")
-ADJECTIVES = ("small", "brave", "quiet", "clever", "gentle", "kind", "curious", "hungry", "sleepy", "cheerful")
-NAMES = ("Mila", "Otto", "Nora", "Finn", "Ada", "Leo", "Ruby", "Hugo", "Ivy", "Max")
-PLACES = ("near the river", "in the forest", "by the sea", "on a hill", "in a garden", "at the edge of a village")
-THINGS = ("golden key", "red lantern", "wooden boat", "silver bell", "warm blanket", "paper map", "round stone")
-WEATHERS = ("sunny morning", "rainy day", "cold evening", "windy afternoon", "clear night")
-FEELINGS = ("happy", "proud", "surprised", "calm", "excited")
-
-STORY_PARTS = (
-    ("Once upon a time, a {adjective} {animal} named {name} lived {place}.",),
-    (
-        "One {weather}, {name} found a {thing}.",
-        "On a {weather}, {name} went for a long walk and found a {thing}.",
-        "Every day {name} looked for something new, and one {weather} there was a {thing}.",
-    ),
-    (
-        '"Who lost this?" asked {name}.',
-        '"What a nice {thing}!" said {name}.',
-        "{name} had never seen a {thing} before.",
-    ),
-    (
-        "So {name} carried the {thing} to a {adjective2} {animal2} named {name2}.",
-        "Then a {adjective2} {animal2} named {name2} came along.",
-        "Not far away {name} met a {adjective2} {animal2} named {name2}.",
-    ),
-    (
-        '"That is my {thing}!" said {name2}. "I have looked for it all day."',
-        '"I know what it is for," said {name2}. "Come with me."',
-        '"Let us share it," said {name2}.',
-    ),
-    (
-        "They walked together until the stars came out.",
-        "They laughed, and they danced, and they shared some bread.",
-        "They followed the path and talked about many things.",
-    ),
-    (
-        "In the end {name} was {feeling}, and {name2} was {feeling2} too.",
-        "{name} felt {feeling}, because a friend is better than a {thing}.",
-        "From that day on, {name} and {name2} were friends.",
-    ),
-    ("The end.",),
+ABILITIES = (
+    "I can calculate with small numbers, sort and reverse lists, reverse words, count, work with dates and units, "
+    "extract fields as JSON, call tools, and tell stories."
 )
-
-ABILITIES = "I can add numbers, reverse words, sort short lists, count, and tell short stories."
 
 SMALL_TALK = (
     (
@@ -183,7 +215,7 @@ SMALL_TALK = (
             "What do you know?",
             "What are you good at?",
         ),
-        ABILITIES + ' Try "What is 12 + 7?"',
+        ABILITIES + " Try: What is 12 + 7?",
     ),
     (
         ("How are you?", "How are you doing?", "How is it going?", "How do you do?", "Are you well?"),
@@ -199,7 +231,7 @@ SMALL_TALK = (
     ),
     (
         ("Who made you?", "Where do you come from?", "How were you made?", "How were you trained?", "How big are you?"),
-        "I was trained in half an hour on two cores, from text that a script made. I am part of Orcinus.",
+        "I was trained in an hour on two cores, from text that a script made. I am part of Orcinus.",
     ),
     (
         ("What is Orcinus?", "Tell me about Orcinus.", "What does Orcinus do?", "What's Orcinus?"),
@@ -240,9 +272,6 @@ SYSTEM = (
 )
 
 
-def all_phrases() -> tuple[str, ...]:
-    """Every fixed string of this file, one entry each."""
-    tasks = ADD + REVERSE_WORD + REVERSE_LIST + SORT + COUNT + STORY + STORY_ABOUT + SYSTEM
-    slots = ANIMALS + ADJECTIVES + NAMES + PLACES + THINGS + WEATHERS + FEELINGS
-    talk = tuple(text for prompts, answer in SMALL_TALK for text in (*prompts, answer))
-    return tasks + slots + talk + tuple(text for part in STORY_PARTS for text in part)
+def small_talk_texts() -> tuple[str, ...]:
+    """Every prompt and every answer of the small talk."""
+    return tuple(text for prompts, answer in SMALL_TALK for text in (*prompts, answer))
