@@ -24,7 +24,7 @@ from orcinus.kernels.select import select_kernels
 from orcinus.models import Model, ModelShape
 from orcinus.models.config import ModelConfig, load_config
 from orcinus.models.decoder import Decoder
-from orcinus.models.foreign.check import can_be_foreign, foreign_dtype
+from orcinus.models.foreign.check import checked_config, foreign_dtype
 from orcinus.models.foreign.decoder import ForeignDecoder
 from orcinus.models.generation import load_eos_token_ids
 from orcinus.models.loader import resolve_dtype
@@ -87,9 +87,11 @@ def _own_config(config: EngineConfig) -> ModelConfig | None:
     try:
         return load_config(Path(config.model))
     except UnknownModel:
-        if config.model_impl == "auto" and can_be_foreign(Path(config.model)):
-            return None
-        raise
+        if config.model_impl == "orcinus":
+            raise
+        # It says why not, should `transformers` be missing or not know it either.
+        checked_config(Path(config.model))
+        return None
 
 
 def _stored_dtype(config: EngineConfig, model_config: ModelConfig | None) -> str:

@@ -1,37 +1,31 @@
-"""Which foreign models can be served; and the proof at load that over our KV they compute what they should."""
+"""Which foreign models can be served, and reading one with our attention and experts asked for by name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
 
 from orcinus.errors import CheckpointError
-from orcinus.models import ModelShape
 from orcinus.models.config import find_folder
-from orcinus.models.foreign.plug import TILE, Plug, attend, batch_of, fresh_kv, padded, run_tile, tiles
+from orcinus.models.foreign.experts import run_experts
+from orcinus.models.foreign.masks import name_rule
+from orcinus.models.foreign.plug import attend
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 ATTENTION_NAME = "orcinus_paged"
-PROBE_TOKENS = 40
-# Of the probe's states against the model's own attention: largest difference over their standard deviation.
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+# The same attention, but for it `transformers` makes masks: of no size, to be read at load.
+CHECKED_ATTENTION_NAME = "orcinus_checked"
+EXPERTS_NAME = "orcinus_tiles"
 # Rotations that look at the longest sequence of a batch.
 _LOOKING_ROTATIONS = frozenset({"dynamic", "longrope"})
-
-
-def can_be_foreign(folder: Path) -> bool:
-    """Whether `transformers` is there and knows the folder's model as a causal one."""
-    try:
-        checked_config(folder)
-    except CheckpointError:
-        return False
-    return True
+_SERVED_LAYERS = ("full_attention", "sliding_attention")
+# Tensors that older versions stored and that newer ones compute.
+_COMPUTED = re.compile(r"\.(inv_freq|masked_bias|attn\.bias|attention\.bias)$")
 
 
 def foreign_dtype(folder: Path) -> str:
@@ -64,66 +58,28 @@ def checked_config(folder: Path) -> PretrainedConfig:
     return cast("PretrainedConfig", config)
 
 
-def read_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The model with our attention asked for by name.
+def refuse_unservable(config: PretrainedConfig) -> None:
+    """What can be told before any weight is read.
 
     Raises:
-        CheckpointError: it can't be had so.
+        CheckpointError: it names the model and the reason.
     """
-    from transformers import AttentionInterface, AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers import AutoModelForCausalLM
 
-    # Registered once for the process, as a name; the state it works on hangs on each model's own modules.
-    AttentionInterface.register(ATTENTION_NAME, attend)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation=ATTENTION_NAME,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-    except (ValueError, OSError, RuntimeError, ImportError, TypeError, LookupError, AttributeError) as error:
-        # A model that doesn't ask for its attention by name, weights that don't fit, a library that is missing.
-        raise CheckpointError(
-            f"{folder}: transformers can't load it with another attention ({type(error).__name__}: {str(error)[:300]})."
-        ) from error
-    model.to(device)  # type: ignore[arg-type]
-    model.train(False)
-    return model
-
-
-def probe(model: PreTrainedModel, config: PretrainedConfig, plug: Plug) -> ModelShape:
-    """Run a prompt through our attention and through the model's own; the sizes that came to light.
-
-    Raises:
-        CheckpointError: it can't be served this way, and why.
-    """
-    name = type(model).__name__
+    kind: Any = AutoModelForCausalLM._model_mapping[type(config)]
     text = config.get_text_config()
-    _refuse_rotations(name, text)
-    tokens = torch.arange(PROBE_TOKENS, device=model.device) * 11 % text.vocab_size
-    with torch.inference_mode():
-        _find_shapes(model, plug, tokens)
-        problems = [*plug.objections, *_unseen(text, plug)]
-        if problems:
-            raise CheckpointError(f"{name} can't run over a paged KV: {problems[0]}.")
-        ((num_kv_heads, head_dim),) = plug.key_shapes
-        shape = ModelShape(
-            architecture=name,
-            vocab_size=text.vocab_size,
-            hidden_size=text.hidden_size,
-            num_layers=len(plug.seen),
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            # Not known of foreign modules; what most of them have at most.
-            widest=12 * text.hidden_size,
-            max_positions=text.max_position_embeddings,
-        )
-        _compare(model, plug, shape, tokens)
-    return shape
+    for layer, layer_type in enumerate(getattr(text, "layer_types", None) or ()):
+        if layer_type not in _SERVED_LAYERS:
+            raise CheckpointError(
+                f"{kind.__name__} can't run over a paged KV: layer {layer} is of the type {layer_type}."
+            )
+    if kind._is_stateful:
+        raise CheckpointError(f"{kind.__name__} can't run over a paged KV: it carries a recurrent state.")
+    if not kind._can_set_attn_implementation():
+        raise CheckpointError(f"{kind.__name__} can't run over a paged KV: its attention can't be replaced.")
+    if not getattr(text, "max_position_embeddings", None):
+        raise CheckpointError(f"{kind.__name__} doesn't say how long a sequence it was made for.")
+    _refuse_rotations(kind.__name__, text)
 
 
 def _refuse_rotations(name: str, config: Any) -> None:
@@ -138,40 +94,61 @@ def _refuse_rotations(name: str, config: Any) -> None:
         )
 
 
-def _find_shapes(model: PreTrainedModel, plug: Plug, tokens: Tensor) -> None:
-    """One tile without KV: only who calls attention, and with what, counts."""
-    ids, positions = padded(tokens[:TILE])[None], torch.arange(TILE, device=tokens.device)[None]
+def read_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model with our attention asked for by name, all of its weights from the files and all of the files' used.
+
+    Raises:
+        CheckpointError: it can't be had so.
+    """
     try:
-        model.base_model(input_ids=ids, position_ids=positions, use_cache=False)
-    except Exception as error:  # foreign code: whatever it raises, it can't be served
+        model, found = _read(folder, dtype)
+    except (ValueError, OSError, RuntimeError, ImportError, TypeError, LookupError, AttributeError) as error:
+        # A model that doesn't ask for its attention by name, weights that don't fit, a library that is missing.
         raise CheckpointError(
-            f"{type(model).__name__} can't run over a paged KV: {type(error).__name__}: {str(error)[:200]}."
+            f"{folder}: transformers can't load it with another attention ({type(error).__name__}: {str(error)[:300]})."
         ) from error
-
-
-def _unseen(config: Any, plug: Plug) -> Iterator[str]:
-    """What shows that not all of the model went through our attention."""
-    if sorted(plug.seen) != list(range(config.num_hidden_layers)):
-        yield f"{len(plug.seen)} of its {config.num_hidden_layers} layers call an attention that can be replaced"
-    if len(plug.key_shapes) > 1:
-        yield "its layers differ in heads"
-    for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
-        if kind not in ("full_attention", "sliding_attention"):
-            yield f"layer {layer} is of the type {kind}"
-        elif kind == "sliding_attention" and plug.seen.get(layer) is None:
-            yield f"layer {layer} has a window that it doesn't tell its attention"
-
-
-def _compare(model: PreTrainedModel, plug: Plug, shape: ModelShape, tokens: Tensor) -> None:
-    kv, tables = fresh_kv(model, shape, 1)
-    batch = batch_of([(tokens, 0)], tables)
-    ours = torch.cat([run_tile(model, plug, tokens, tile) for tile in tiles(batch, kv)])
-    model.set_attn_implementation("eager")
-    theirs = model.base_model(input_ids=tokens[None], use_cache=False).last_hidden_state[0]
-    model.set_attn_implementation(ATTENTION_NAME)
-    error = ((ours.float() - theirs.float()).abs().max() / theirs.float().std()).item()
-    if not error <= _TOLERANCE[ours.dtype]:
+    # Transformers warns, and goes on with random numbers or without the tensor.
+    if missing := sorted(found["missing_keys"]):
         raise CheckpointError(
-            f"{shape.architecture} gives other states over a paged KV than with its own attention (off by {error:.2g} "
-            "standard deviations), so it isn't served."
+            f"{folder}: {len(missing)} tensors are missing, among them {missing[0]}. Either config.json belongs to "
+            "another model or the weights are incomplete; download or save the checkpoint again."
         )
+    if unused := sorted(name for name in found["unexpected_keys"] if not _COMPUTED.search(name)):
+        raise CheckpointError(
+            f"{folder}: {len(unused)} tensors have no place in the model that config.json describes, among them "
+            f"{unused[0]}. Use the config.json that belongs to these weights."
+        )
+    model.to(device)  # type: ignore[arg-type]
+    model.train(False)
+    return model
+
+
+def _read(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
+    from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+    from transformers.integrations.moe import ExpertsInterface
+    from transformers.utils import logging
+
+    # Registered for the process, as names; the state they work on hangs on each model's own modules.
+    AttentionInterface.register(ATTENTION_NAME, attend)
+    AttentionInterface.register(CHECKED_ATTENTION_NAME, attend)
+    AttentionMaskInterface.register(CHECKED_ATTENTION_NAME, name_rule)
+    ExpertsInterface.register(EXPERTS_NAME, run_experts)
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        # Typed as if it never gave more than the model.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=ATTENTION_NAME,
+            experts_implementation=EXPERTS_NAME,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    model, found = loaded
+    return model, found

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,12 +17,11 @@ from torch import Tensor
 from orcinus.errors import BatchVarianceError
 from orcinus.kernels import AttentionBatch, KernelSet
 from orcinus.models import ModelShape
-from orcinus.models.foreign.check import checked_config, probe, read_model
-from orcinus.models.foreign.plug import TILE, Plug, batch_of, fresh_kv, padded, plug_in, run_tile, tiles
+from orcinus.models.foreign.activations import run_by_rows
+from orcinus.models.foreign.check import checked_config, read_model, refuse_unservable
+from orcinus.models.foreign.plug import TILE, batch_of, fresh_kv, plug_in, run_tile, tiles
+from orcinus.models.foreign.probe import Foreign, probe
 from orcinus.models.loader import Checkpoint
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +32,7 @@ class ForeignDecoder:
     num_parameters: int
     weight_bytes: int
     weights_revision: str
-    _model: PreTrainedModel
-    _plug: Plug
+    _foreign: Foreign
 
     @classmethod
     def load(cls, folder: Path, *, dtype: torch.dtype, device: torch.device, kernels: KernelSet) -> ForeignDecoder:
@@ -46,18 +43,20 @@ class ForeignDecoder:
         """
         checkpoint = Checkpoint.open(folder)
         config = checked_config(folder)
+        refuse_unservable(config)
         model = read_model(folder, dtype, device)
-        plug = plug_in(model, kernels)
-        shape = probe(model, config, plug)
+        foreign = Foreign(model, plug_in(model, kernels))
+        run_by_rows(model)
+        shape = probe(foreign, config)
         size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-        return cls(shape, model.num_parameters(), size, checkpoint.revision, model, plug)
+        return cls(shape, model.num_parameters(), size, checkpoint.revision, foreign)
 
     @property
     def implementation(self) -> str:
-        """See `Model.implementation`."""
+        """See `Model.implementation`. With the number of threads: float32 products of libraries depend on it."""
         from transformers import __version__
 
-        return f"transformers-{__version__}"
+        return f"transformers-{__version__}-threads{torch.get_num_threads()}"
 
     @property
     def notice(self) -> str:
@@ -75,11 +74,11 @@ class ForeignDecoder:
         segments: Tensor | None = None,
     ) -> Tensor:
         """See `Model.forward`; states come normed. Waits for the device."""
-        return torch.cat([run_tile(self._model, self._plug, tokens, tile) for tile in tiles(batch, kv)])
+        return torch.cat([run_tile(self._foreign.plug, tokens, tile) for tile in tiles(batch, kv)])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `Model.logits`: the model's own head, whatever it does beyond a product."""
-        parts = [self._head(hidden[start : start + TILE]) for start in range(0, len(hidden), TILE)]
+        parts = [self._foreign.logits(hidden[start : start + TILE]) for start in range(0, len(hidden), TILE)]
         return torch.cat(parts) if parts else hidden.new_empty((0, self.shape.vocab_size), dtype=torch.float32)
 
     def states(self, hidden: Tensor) -> Tensor:
@@ -94,33 +93,25 @@ class ForeignDecoder:
         """Run one sequence alone, behind another, and in pieces; the bits must be the same.
 
         Raises:
-            BatchVarianceError: they aren't, as with modules that sort rows by content (mixtures of experts).
+            BatchVarianceError: they aren't, as with experts that `transformers` doesn't let others run.
         """
-        device = next(self._model.parameters()).device
-        tokens = torch.arange(2 * TILE + 6, device=device) * 7 % self.shape.vocab_size
-        others = torch.arange(5, device=device) % self.shape.vocab_size
+        device, longest = self._foreign.model.device, self.shape.max_positions
+        tokens = torch.arange(min(2 * TILE + 6, longest), device=device) * 7 % self.shape.vocab_size
+        others = torch.arange(min(5, longest), device=device) % self.shape.vocab_size
         alone = self._run_fresh([(tokens, 0)])[0]
         behind = self._run_fresh([(others, 0), (tokens, 0)])[1]
         pieces = self._run_fresh([(tokens[:9], 0)], [(tokens[9:], 9)])[0]
-        if not (torch.equal(alone, behind) and torch.equal(alone, pieces)):
+        heads = self.logits(alone), torch.cat((self.logits(alone[:7]), self.logits(alone[7:])))
+        if not (torch.equal(alone, behind) and torch.equal(alone, pieces) and torch.equal(*heads)):
             raise BatchVarianceError(
                 f"the modules of {self.shape.architecture} give a row other bits beside other rows, so answers would "
-                "depend on the requests beside them. Accept it with --allow-batch-variance."
+                "depend on the requests beside them. With fewer threads (1 or 2) they may not; else accept it with "
+                "--allow-batch-variance."
             )
-
-    def _head(self, hidden: Tensor) -> Tensor:
-        with torch.inference_mode():
-            self._plug.states = padded(hidden)[None]
-            try:
-                ids = torch.zeros(1, TILE, dtype=torch.int64, device=hidden.device)
-                logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
-            finally:
-                self._plug.states = None
-        return logits[0, : len(hidden)].float()
 
     def _run_fresh(self, *iterations: list[tuple[Tensor, int]]) -> list[Tensor]:
         """States of sequences over a fresh KV; each iteration holds (tokens, first position) of every sequence."""
-        kv, tables = fresh_kv(self._model, self.shape, len(iterations[0]))
+        kv, tables = fresh_kv(self._foreign.model, self.shape, len(iterations[0]))
         parts: list[list[Tensor]] = [[] for _ in iterations[0]]
         for work in iterations:
             states = self.forward(torch.cat([tokens for tokens, _ in work]), batch_of(work, tables), kv)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from orcinus.errors import CheckpointError
@@ -16,8 +17,8 @@ from orcinus.models import ModelShape
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Rows of every call of the modules. Also what keeps elementwise loops free of scalar tails: 32 rows of any width are a
-# multiple of the vector length.
+# Rows of every call of the modules. Also what keeps elementwise loops of one or two threads free of scalar tails: 32
+# rows of any width are a multiple of twice the vector length.
 TILE = 32
 _BLOCK_SIZE = 16
 # What may reach attention besides its operands without changing what it computes.
@@ -33,40 +34,58 @@ class Tile:
     kv: Sequence[tuple[Tensor, Tensor]]
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a layer asked of attention, noted for the check at load.
+
+    Args:
+        kv_shape: KV heads, and what a key and a value need of a row of the KV.
+        objection: what our attention would leave out.
+    """
+
+    layer: int
+    window: int | None
+    kv_shape: tuple[int, int]
+    mask: Tensor | None
+    objection: str | None
+
+
 @dataclass(slots=True)
 class Plug:
     """What our attention function finds at every module of one model.
 
     Args:
-        tile: None while the model is not run by us.
+        body: the modules between tokens and states; the rest is the head.
+        tile: None while the model is not run by us: then calls are noted, not computed.
         states: given instead of running the body, when only the head is wanted.
-        seen: windows of the layers that have called, in order, for the check at load.
+        output: what the body wraps its states in, known once it has run: heads read fields of their own.
     """
 
     kernels: KernelSet
+    body: torch.nn.Module
     tile: Tile | None = None
     states: Tensor | None = None
-    seen: dict[int, int | None] = field(default_factory=dict)
-    key_shapes: set[tuple[int, int]] = field(default_factory=set)
-    objections: list[str] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    output: type | None = None
 
 
 def plug_in(model: PreTrainedModel, kernels: KernelSet) -> Plug:
     """Hang the plug on every module, and let the body be passed over when only the head is wanted."""
-    from transformers.modeling_outputs import MoeModelOutputWithPast
+    from transformers import PreTrainedModel as WholeModel
 
-    plug = Plug(kernels)
-    for module in model.modules():
-        module.orcinus_plug = plug  # type: ignore[assignment]
-    body = model.base_model
+    # Rather than `base_model`, of which some heads call a part; but some heads call themselves decoders.
+    decoder: torch.nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    body = decoder if isinstance(decoder, WholeModel) else model.base_model
     if body is model:
         raise CheckpointError(f"{type(model).__name__} has no body apart from its head, so its states can't be had.")
+    plug = Plug(kernels, body)
+    for module in model.modules():
+        module.orcinus_plug = plug  # type: ignore[assignment]
     run_body = body.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if plug.states is not None:
-            # The one with the most fields: heads read what their own bodies give.
-            return MoeModelOutputWithPast(last_hidden_state=plug.states)
+        if plug.states is not None and plug.output is not None:
+            return plug.output(last_hidden_state=plug.states)
         return run_body(*args, **kwargs)
 
     body.forward = forward
@@ -84,60 +103,61 @@ def attend(
     softcap: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function that `transformers` calls: query [1, heads, TILE, head_dim] → [1, TILE, heads, head_dim].
+    """The attention function that `transformers` calls: query [1, heads, TILE, width] → [1, TILE, heads, width of v].
 
-    Rows past the tile's own are padding: their K and V go nowhere and their result is 0.
+    Rows past the tile's own are padding: their K and V go nowhere and their result is 0. Where keys and values differ
+    in width (latent attention), zeros make up the narrower one: they add nothing to a product.
+
+    Raises:
+        CheckpointError: a request made it ask for something that it didn't ask for at load.
     """
     plug = cast(Plug, module.orcinus_plug)
     layer: int = module.layer_idx  # type: ignore[assignment]
-    _note(plug, layer, key, value, attention_mask, sliding_window, options)
-    out = query.new_zeros(query.shape[2], query.shape[1] * query.shape[3])
-    tile = plug.tile
-    if tile is not None and not plug.objections:
-        q, k, v = (x[0].transpose(0, 1)[: tile.num_rows].contiguous() for x in (query, key, value))
-        keys, values = tile.kv[layer]
-        plug.kernels.write_kv(k, v, keys, values, tile.batch.slots)
-        spec = AttentionSpec(
-            num_heads=q.shape[1],
-            num_kv_heads=k.shape[1],
-            head_dim=q.shape[2],
-            scale=q.shape[2] ** -0.5 if scaling is None else scaling,
-            window=sliding_window,
-            soft_cap=softcap,
-        )
-        out[: tile.num_rows] = plug.kernels.attention(q, keys, values, tile.batch, spec)
-    return out.view(1, query.shape[2], query.shape[1], query.shape[3]), None
+    out = query.new_zeros(query.shape[2], query.shape[1], value.shape[3])
+    width = max(key.shape[3], value.shape[3])
+    objection = _objection(options)
+    if (tile := plug.tile) is None:
+        plug.calls.append(Call(layer, sliding_window, (key.shape[1], width), attention_mask, objection))
+        return out[None], None
+    if attention_mask is not None or objection:
+        raise CheckpointError(f"{type(module).__name__} gave its attention {objection or 'a mask'}, unlike at load.")
+    q, k, v = (_rows(x, tile.num_rows, width) for x in (query, key, value))
+    keys, values = tile.kv[layer]
+    plug.kernels.write_kv(k, v, keys, values, tile.batch.slots)
+    spec = AttentionSpec(
+        num_heads=q.shape[1],
+        num_kv_heads=k.shape[1],
+        head_dim=width,
+        scale=query.shape[3] ** -0.5 if scaling is None else scaling,
+        window=sliding_window,
+        soft_cap=softcap,
+    )
+    result = plug.kernels.attention(q, keys, values, tile.batch, spec)
+    out[: tile.num_rows] = result.view(tile.num_rows, -1, width)[..., : value.shape[3]]
+    return out[None], None
 
 
-def _note(
-    plug: Plug,
-    layer: int,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    window: int | None,
-    options: dict[str, Any],
-) -> None:
-    """For the check at load: who called, and whatever our attention would leave out."""
-    plug.seen[layer] = window
-    plug.key_shapes.add((key.shape[1], key.shape[3]))
-    if mask is not None:
-        plug.objections.append("it gives attention a mask of its own")
-    if value.shape != key.shape:
-        plug.objections.append(f"its values are shaped {list(value.shape)}, its keys {list(key.shape)}")
+def _rows(x: Tensor, num_rows: int, width: int) -> Tensor:
+    """[1, heads, TILE, n] → [num_rows, heads, width]."""
+    rows = x[0].transpose(0, 1)[:num_rows]
+    return F.pad(rows, (0, width - x.shape[3])).contiguous()
+
+
+def _objection(options: dict[str, Any]) -> str | None:
     for name, given in options.items():
         if isinstance(given, Tensor) and name not in _HARMLESS:
-            plug.objections.append(f"its attention takes {name}")
+            return name
+    return None
 
 
-def run_tile(model: PreTrainedModel, plug: Plug, tokens: Tensor, tile: tuple[int, Tile]) -> Tensor:
+def run_tile(plug: Plug, tokens: Tensor, tile: tuple[int, Tile]) -> Tensor:
     """States of one tile's rows; `tile` comes with its first row."""
     start, plug.tile = tile
     num_rows, positions = plug.tile.num_rows, plug.tile.batch.positions
     ids = padded(tokens[start : start + num_rows])
     with torch.inference_mode():
         try:
-            out = model.base_model(input_ids=ids[None], position_ids=padded(positions)[None], use_cache=False)
+            out = plug.body(input_ids=ids[None], position_ids=padded(positions)[None], use_cache=False)
         finally:
             plug.tile = None
     states: Tensor = out.last_hidden_state
