@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from types import TracebackType
+from typing import Protocol
 
 import msgspec
 import zmq
@@ -33,7 +34,9 @@ from orcinus.engine.messages import (
     Hello,
     Outputs,
     Ping,
+    Timeline,
     ToEngine,
+    Watch,
 )
 from orcinus.errors import EngineDied, Overloaded
 
@@ -44,6 +47,25 @@ SHUTTING_DOWN = "shutting_down"
 _STATS_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
+
+
+class Watcher(Protocol):
+    """Looks on while a front end works."""
+
+    def see_engine_down(self) -> None:
+        """The engine has died."""
+
+    def see_engine_up(self) -> None:
+        """Another engine serves from here on: it numbers its iterations and sequences anew."""
+
+    def see_iterations(self, frame: Timeline) -> None:
+        """What the engine has run lately."""
+
+    def see_progress(self, request: Request, progress: Progress) -> None:
+        """What came for a live request of this front end."""
+
+    def end(self) -> None:
+        """There will be nothing more to see."""
 
 
 class Stream:
@@ -189,6 +211,7 @@ class EngineClient:
         self._socket: zmq.asyncio.Socket | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._gone = ""
+        self._watcher: Watcher | None = None
         self._first_up: asyncio.Future[EngineDescription] = asyncio.get_running_loop().create_future()
         self.stats: Outputs | None = None
         """The state of the queues after the latest iteration, without its progress; None before the first."""
@@ -256,6 +279,20 @@ class EngineClient:
             stream.abort()
             stream.fail(code, message)
 
+    # ---- who looks on
+
+    def watch(self, watcher: Watcher) -> None:
+        """Show `watcher` what goes on, on this engine and the next ones. It costs the engine a little."""
+        self._watcher = watcher
+        self._send(Watch(True))
+
+    def unwatch(self) -> None:
+        """Nobody looks on any more."""
+        if self._watcher is not None:
+            watcher, self._watcher = self._watcher, None
+            self._send(Watch(False))
+            watcher.end()
+
     # ---- the engine of the day
 
     def engine_up(self, news: EngineUp) -> None:
@@ -273,6 +310,9 @@ class EngineClient:
         self._socket = socket
         self._tasks = (asyncio.create_task(self._read(socket)), asyncio.create_task(self._ask_for_stats()))
         self._send(Hello())
+        if self._watcher is not None:
+            self._watcher.see_engine_up()
+            self._send(Watch(True))
         for stream in list(self._streams.values()):
             request, aborts = stream.resumption()
             self._send(Add(request))
@@ -284,6 +324,8 @@ class EngineClient:
     def engine_down(self, news: EngineDown) -> None:
         """Hear nothing of the dead engine any more: what it hadn't said, the next one will."""
         self._disconnect()
+        if self._watcher is not None:
+            self._watcher.see_engine_down()
 
     def engine_gone(self, news: EngineGone) -> None:
         """End all streams with an error."""
@@ -298,6 +340,7 @@ class EngineClient:
 
     async def close(self) -> None:
         """End all streams and the connection."""
+        self.unwatch()
         self.end_streams(SHUTTING_DOWN, "the server is shutting down")
         self._gone = self._gone or "the server is shutting down"
         tasks = self._tasks
@@ -326,13 +369,16 @@ class EngineClient:
         while True:
             frame = await socket.recv()
             try:
-                outputs = self._decoder.decode(frame)
+                message = self._decoder.decode(frame)
             except msgspec.DecodeError:
                 # Tokens are lost in it; the next engine will give them again.
                 logger.exception("a frame of the engine can't be read, so it is replaced")
                 self._on_unreadable()
                 return
-            self._dispatch(outputs)
+            if isinstance(message, Outputs):
+                self._dispatch(message)
+            elif self._watcher is not None:
+                self._watcher.see_iterations(message)
 
     async def _ask_for_stats(self) -> None:
         while True:
@@ -345,3 +391,5 @@ class EngineClient:
             stream = self._streams.get(progress.request_id)
             if stream is not None:
                 stream.put((progress,))
+                if self._watcher is not None:
+                    self._watcher.see_progress(stream.request, progress)

@@ -40,6 +40,12 @@ class FrontGone(msgspec.Struct, frozen=True, tag="front_gone"):
     identity: bytes
 
 
+class Watch(msgspec.Struct, frozen=True, tag="watch"):
+    """Somebody at this front end looks on: tell it who is in each iteration, until told to stop."""
+
+    on: bool
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Leave after the running iteration."""
 
@@ -96,6 +102,46 @@ class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
     free_blocks: int = 0
     total_blocks: int = 0
     iterations: int = 0
+    preemptions: int = 0
+
+
+class Member(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence as a timeline names it: by the number `key`."""
+
+    key: int
+    request_id: str
+    index: int
+    num_prompt_tokens: int
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """One sequence's part of an iteration: `num_tokens` tokens from position `start`."""
+
+    key: int
+    start: int
+    num_tokens: int
+    is_prefill: bool
+
+
+class Iteration(msgspec.Struct, frozen=True, array_like=True):
+    """One iteration that has ended: when it began, how many seconds it took, and what it sampled."""
+
+    number: int
+    began_at: float
+    seconds: float
+    num_sampled: int
+    parts: tuple[Part, ...]
+
+
+class Timeline(msgspec.Struct, frozen=True, tag="timeline"):
+    """To a front end that watches: the iterations since the last such frame, `members` being all who were in them."""
+
+    members: tuple[Member, ...]
+    iterations: tuple[Iteration, ...]
+    num_waiting: int = 0
+    num_running: int = 0
+    free_blocks: int = 0
+    total_blocks: int = 0
     preemptions: int = 0
 
 
@@ -159,9 +205,9 @@ class EngineUnreadable(msgspec.Struct, frozen=True, tag="engine_unreadable"):
     """The engine sends what no engine of ours sends: it is to be replaced."""
 
 
-ToEngine = Hello | Add | Abort | Ping
+ToEngine = Hello | Add | Abort | Ping | Watch
 """From front ends, over ZMQ."""
-FromEngine = Outputs
+FromEngine = Outputs | Timeline
 """To the front end that asked."""
 OrderToEngine = Ping | FrontGone | Shutdown
 """From the supervisor, over the channel."""

@@ -31,12 +31,16 @@ from orcinus.engine.messages import (
     ReportFromEngine,
     Shutdown,
     ToEngine,
+    Watch,
     exit_code_of,
 )
+from orcinus.engine.timeline import Observer
 from orcinus.errors import SystemFault
 
 # How long suspects are waited for after an engine's start: their front ends are told of it at once.
 ABSENT_SECONDS = 1.0
+# Who looks on is told of the latest iterations no sooner than this after the last time.
+FRAME_SECONDS = 0.2
 
 Control = Channel[ReportFromEngine, OrderToEngine]
 
@@ -60,6 +64,9 @@ class EngineProcess:
         self._outbox: defaultdict[bytes, list[Progress]] = defaultdict(list)
         self._members_version = -1
         self._is_stopping = False
+        self._watchers: set[bytes] = set()
+        self._observer = Observer(engine.scheduler)
+        self._framed_at = 0.0
 
     def run(self) -> None:
         """The loop: drain the inbox, carry out one decision, send what it gave."""
@@ -70,9 +77,13 @@ class EngineProcess:
             self._note_members()
             started_at = time.monotonic()
             progress = self._engine.step()
-            self._beat.slow_down(time.monotonic() - started_at)
+            ended_at = time.monotonic()
+            self._beat.slow_down(ended_at - started_at)
             self._beat.beat()
             is_idle = progress is None
+            if self._watchers:
+                self._observer.note(progress or (), started_at, ended_at)
+                self._show(ended_at, is_idle=is_idle)
             self._put(progress or [])
             self._send()
 
@@ -118,6 +129,8 @@ class EngineProcess:
                 self._abort(request_id, index, cause)
             case Hello() | Ping():
                 self._outbox[front] += []
+            case Watch(on=on):
+                self._watch(front, on)
 
     def _begin(self, request: Request) -> None:
         if self._quarantine.refuses(request.request_id):
@@ -134,7 +147,13 @@ class EngineProcess:
         else:
             self._put(self._engine.abort(request_id, index, cause))
 
+    def _watch(self, front: bytes, on: bool) -> None:
+        if on and not self._watchers:
+            self._observer = Observer(self._engine.scheduler)
+        (self._watchers.add if on else self._watchers.discard)(front)
+
     def _forget_front(self, identity: bytes) -> None:
+        self._watchers.discard(identity)
         for request_id in [key for key, front in self._front_by_request.items() if front == identity]:
             self._abort(request_id, None, FinishReason.ABORT)
         self._outbox.pop(identity, None)
@@ -189,6 +208,14 @@ class EngineProcess:
             )
             self._socket.send_multipart((front, self._encode(outputs)))
         self._outbox.clear()
+
+    def _show(self, now: float, *, is_idle: bool) -> None:
+        """To each front end that watches; before a wait also what is not due yet."""
+        if is_idle or now - self._framed_at >= FRAME_SECONDS:
+            self._framed_at = now
+            frame = self._encode(self._observer.frame())
+            for front in self._watchers:
+                self._socket.send_multipart((front, frame))
 
 
 def _refusal(request: Request) -> list[Progress]:

@@ -13,6 +13,7 @@ from orcinus.core.clock import Clock
 from orcinus.core.plan import TokenLogprobs
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason, Request, unpack_tokens
+from orcinus.engine.client import Watcher
 from orcinus.engine.messages import Abort, Outputs
 from orcinus.errors import RequestFailed
 from orcinus.server.metrics import Metrics
@@ -60,6 +61,12 @@ class EngineFront(Protocol):
 
     def submit(self, request: Request, arrival: asyncio.Event | None = None) -> ProgressStream:
         """Start a request; `arrival` is set when its stream has something to read."""
+
+    def watch(self, watcher: Watcher) -> None:
+        """Show `watcher` what goes on."""
+
+    def unwatch(self) -> None:
+        """Nobody looks on any more."""
 
 
 class Piece(NamedTuple):

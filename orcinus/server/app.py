@@ -26,9 +26,11 @@ from orcinus.server.dialects import ChatDialect, CompletionDialect, CompletionFo
 from orcinus.server.errors import handle_error
 from orcinus.server.gate import Gate, key_of
 from orcinus.server.intake import Intake, Limits, ServerContext, json_response
+from orcinus.server.live import LIVE_PATH, Feed, Live
 from orcinus.server.metrics import CONTENT_TYPE, Metrics
 from orcinus.server.neighbours import NeighbourStream, front_digits
 from orcinus.server.openapi import openapi_document
+from orcinus.server.page_api import PAGE_PATHS, PageApi
 from orcinus.server.prompts import Prompts
 from orcinus.server.protocol import ChatRequest, CompletionRequest, GenerateRequest, parse
 from orcinus.server.responses import Dialect, ReplyFrame
@@ -43,7 +45,7 @@ __all__ = ["Limits", "ServerContext", "create_app"]
 def create_app(context: ServerContext) -> Starlette:
     """The ASGI application over a started engine."""
     intake = Intake(context, Metrics(context.client, context.served_model_names[0]))
-    api, vectors, texts = _Api(intake), VectorApi(intake), TextApi(intake)
+    api, vectors, texts, page = _Api(intake), VectorApi(intake), TextApi(intake), PageApi()
     app = Starlette(
         routes=[
             Route("/v1/completions", api.completions, methods=["POST"]),
@@ -55,6 +57,7 @@ def create_app(context: ServerContext) -> Starlette:
             *(Route(path, texts.tokenize, methods=["POST"]) for path in TOKENIZE_PATHS),
             *(Route(path, texts.detokenize, methods=["POST"]) for path in DETOKENIZE_PATHS),
             Route("/v1/streams/{stream_id}", api.stream),
+            Route(LIVE_PATH, api.live),
             Route("/v1/models", api.models),
             Route("/v1/models/{model:path}", api.model),
             Route("/health", api.health),
@@ -63,6 +66,7 @@ def create_app(context: ServerContext) -> Starlette:
             Route("/metrics", api.metrics),
             Route("/version", api.version),
             Route("/openapi.json", api.openapi),
+            *(Route(path, page.file) for path in PAGE_PATHS),
         ],
         middleware=[Middleware(Gate, keys=context.api_keys)],
         exception_handlers={
@@ -84,6 +88,7 @@ class _Api:
         self._context = intake.context
         self._metrics = intake.metrics
         self._prompts = Prompts(intake)
+        self._live = Live(self._context.client, self._context.clock)
         self._created = int(time.time())
         self._completion_decoder = msgspec.json.Decoder(CompletionRequest)
         self._chat_decoder = msgspec.json.Decoder(ChatRequest)
@@ -143,6 +148,10 @@ class _Api:
             return await neighbours.follow(stream_id, key_of(request), last_event_id)
         log, place = self._context.streams.resume(stream_id, key_of(request), last_event_id)
         return EventStream(log, self._context.streams, place)
+
+    async def live(self, request: Request) -> Feed:
+        """GET /v1/live."""
+        return self._live.feed()
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""

@@ -210,6 +210,8 @@ async def _serve_until(
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     await unless(stopping.drain, _finished(serving))
     server.should_exit = True
+    # Whoever looks on would do so for good.
+    client.unwatch()
     await unless(stopping.leave, asyncio.wait({serving}, timeout=drain))
     client.end_streams(SHUTTING_DOWN, "the server is shutting down")
     await serving

@@ -13,9 +13,10 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orcinus.server.errors import JSON, HttpRefusal, answer_to
+from orcinus.server.page_api import PAGE_PATHS
 
 # Everything else needs the key. A new route is closed until somebody opens it here.
-PUBLIC_PATHS = frozenset({"/health", "/ready"})
+PUBLIC_PATHS = frozenset({"/health", "/ready", *PAGE_PATHS})
 
 
 class ApiKeys:

@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 
 from orcinus.server.errors import ErrorEnvelope
+from orcinus.server.live import LIVE_PATH
+from orcinus.server.page_api import PAGE_PATHS, media_type_of
 from orcinus.server.protocol import ChatRequest, CompletionRequest
 from orcinus.server.responses import ChatReply, CompletionReply
 from orcinus.server.text_api import (
@@ -89,12 +91,14 @@ RESOURCES = (
         ("400", "401", "404"),
         "text/event-stream",
     ),
+    Resource(LIVE_PATH, "What goes on, for the page", ("401", "429"), "text/event-stream"),
     Resource("/health", "Engines live, or another one is on its way", ("503",), "text/plain"),
     Resource("/ready", "A request would be begun now", ("503",), "text/plain"),
     Resource("/load", "The state of the queues"),
     Resource("/metrics", "For Prometheus", ("401",), "text/plain"),
     Resource("/version", "Of this server"),
     Resource("/openapi.json", "This document"),
+    *(Resource(path, "A file of the page", (), media_type_of(path)) for path in PAGE_PATHS),
 )
 
 
