@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import subprocess
 import threading
@@ -24,6 +26,19 @@ class House:
         """Of the engine of the moment."""
         (pid,) = (pid for pid in self._children() if "orcinus.engine.process" in _command_line(pid))
         return pid
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The engine stands still meanwhile, so that an answer can't be over too soon.
+
+        For less than 5 s: then it would be replaced.
+        """
+        pid = self.engine_pid()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     def _children(self) -> Iterator[int]:
         for task in Path(f"/proc/{self.process.pid}/task").iterdir():
