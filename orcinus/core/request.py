@@ -8,9 +8,9 @@ from typing import Literal
 
 import msgspec
 
+from orcinus.core import bounds
 from orcinus.errors import InvalidRequest
 
-MAX_TOKEN_ID = 2**31 - 1
 # Token ids are packed as the C type of 4 bytes; core and the wire agree on it by checking once.
 TOKEN_TYPECODE = "I"
 assert array(TOKEN_TYPECODE).itemsize == 4
@@ -45,7 +45,7 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class SamplingParams(bounds.Checked, frozen=True, kw_only=True, omit_defaults=True):
     """How one request's tokens are chosen. Names and meanings are those of vLLM and OpenAI.
 
     Args:
@@ -76,56 +76,36 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         InvalidRequest: a value out of its range; it names the parameter, the value and the bound.
     """
 
-    n: int = 1
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: dict[int, float] | None = None
-    allowed_token_ids: list[int] | None = None
-    banned_token_ids: list[int] | None = None
-    max_tokens: int | None = 16
-    min_tokens: int = 0
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    n: bounds.NumAnswers = 1
+    temperature: bounds.Temperature = 1.0
+    top_k: bounds.TopK = 0
+    top_p: bounds.TopP = 1.0
+    min_p: bounds.MinP = 0.0
+    repetition_penalty: bounds.RepetitionPenalty = 1.0
+    presence_penalty: bounds.Penalty = 0.0
+    frequency_penalty: bounds.Penalty = 0.0
+    logit_bias: bounds.LogitBias | None = None
+    allowed_token_ids: bounds.AllowedTokens | None = None
+    banned_token_ids: bounds.ListedTokens | None = None
+    max_tokens: bounds.NumTokens | None = 16
+    min_tokens: bounds.MinTokens = 0
+    stop: bounds.Stop | None = None
+    stop_token_ids: bounds.ListedTokens | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
-    seed: int | None = None
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
+    seed: bounds.Seed | None = None
+    logprobs: bounds.NumLogprobs | None = None
+    prompt_logprobs: bounds.NumLogprobs | None = None
     skip_special_tokens: bool = True
     detokenize: bool = True
 
     def __post_init__(self) -> None:
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise InvalidRequest(f"{name} is {value}, which is not between {low} and {high}", param=name)
-        if self.top_p == 0:
-            raise InvalidRequest("top_p is 0, which keeps no token; use a value in (0, 1]", param="top_p")
-        if self.repetition_penalty == 0:
-            raise InvalidRequest("repetition_penalty is 0; use a value in (0, 2]", param="repetition_penalty")
+        super().__post_init__()
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest(
-                f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}", param="min_tokens"
-            )
-        for name in ("allowed_token_ids", "banned_token_ids", "stop_token_ids", "logit_bias"):
-            ids = getattr(self, name)
-            if ids is not None and len(ids) > MAX_LISTED_TOKENS:
-                raise InvalidRequest(f"{name} has {len(ids)} entries, more than {MAX_LISTED_TOKENS}", param=name)
-            if ids is not None and not all(0 <= token <= MAX_TOKEN_ID for token in ids):
-                raise InvalidRequest(f"{name} names a token id outside 0..{MAX_TOKEN_ID}", param=name)
-        if self.allowed_token_ids is not None and not self.allowed_token_ids:
-            raise InvalidRequest("allowed_token_ids is empty, so nothing could be sampled", param="allowed_token_ids")
-        if self.logit_bias is not None and not all(-100 <= bias <= 100 for bias in self.logit_bias.values()):
-            raise InvalidRequest("logit_bias holds a value outside -100..100", param="logit_bias")
-        stops = self.stop_strings
-        if len(stops) > MAX_STOP_STRINGS or any(not 1 <= len(text) <= MAX_STOP_LENGTH for text in stops):
-            raise InvalidRequest(
-                f"stop takes at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_LENGTH} characters", param="stop"
+                f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}",
+                param="min_tokens",
+                code="invalid_value",
             )
 
     @property
@@ -134,27 +114,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-
-
-MAX_STOP_STRINGS, MAX_STOP_LENGTH = 16, 512
-# Requests carry these lists through the engine; a vocabulary-sized one would cost every iteration.
-MAX_LISTED_TOKENS = 1024
-MAX_TOP_LOGPROBS = 20
-_RANGES: tuple[tuple[str, float, float], ...] = (
-    ("n", 1, 128),
-    ("temperature", 0, 2),
-    ("top_k", 0, MAX_TOKEN_ID),
-    ("top_p", 0, 1),
-    ("min_p", 0, 1),
-    ("repetition_penalty", 0, 2),
-    ("presence_penalty", -2, 2),
-    ("frequency_penalty", -2, 2),
-    ("max_tokens", 1, MAX_TOKEN_ID),
-    ("min_tokens", 0, MAX_TOKEN_ID),
-    ("seed", -(2**63), 2**64 - 1),
-    ("logprobs", 0, MAX_TOP_LOGPROBS),
-    ("prompt_logprobs", 0, MAX_TOP_LOGPROBS),
-)
 
 
 PoolingType = Literal["cls", "mean", "last"]

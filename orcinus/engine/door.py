@@ -59,7 +59,7 @@ class Door:
                 code="context_length_exceeded",
             )
         self._check_answers(len(prompt) + max_tokens, params.n)
-        seed = self.seeds.getrandbits(63) if params.seed is None else params.seed % 2**64
+        seed = self.seeds.getrandbits(63) if params.seed is None else params.seed
         return Request(
             request_id=request_id,
             prompt=pack_tokens(list(prompt)),
@@ -126,25 +126,36 @@ class Door:
         """Ids outside the vocabulary would read past the embedding table."""
         vocab_size = self.engine.vocab_size
         if not prompt:
-            raise InvalidRequest("the prompt is empty; give at least one token", param="prompt")
+            raise InvalidRequest("the prompt is empty; give at least one token", param="prompt", code="invalid_value")
         if min(prompt) < 0 or max(prompt) >= vocab_size:
-            raise InvalidRequest(f"the prompt holds a token id outside 0..{vocab_size - 1}", param="prompt")
+            raise InvalidRequest(
+                f"the prompt holds a token id outside 0..{vocab_size - 1}", param="prompt", code="invalid_value"
+            )
 
     def _check_listed_tokens(self, params: SamplingParams) -> None:
         vocab_size = self.engine.vocab_size
         for name in ("allowed_token_ids", "banned_token_ids", "stop_token_ids", "logit_bias"):
             ids = getattr(params, name)
             if ids and max(ids) >= vocab_size:
-                raise InvalidRequest(f"{name} names a token id outside 0..{vocab_size - 1}", param=name)
+                raise InvalidRequest(
+                    f"{name} names a token id outside 0..{vocab_size - 1}", param=name, code="invalid_value"
+                )
 
     def _check_answers(self, tokens: int, n: int) -> None:
         """n answers run together, so together they must fit an empty engine."""
         if n > self.engine.max_batch_size:
             bound = self.engine.max_batch_size
-            raise InvalidRequest(f"n is {n}; this engine runs at most {bound} sequences at a time", param="n")
+            raise InvalidRequest(
+                f"n is {n}; this engine runs at most {bound} sequences at a time", param="n", code="invalid_value"
+            )
         if n * tokens > self.engine.max_request_tokens and n > 1:
             raise InvalidRequest(
                 f"{n} answers of up to {tokens} tokens need {n * tokens} tokens of KV memory; this engine has "
                 f"{self.engine.max_request_tokens}. Lower n or max_tokens.",
                 param="n",
+                code="invalid_value",
             )
+
+
+def _out_of_vocabulary(name: str, vocab_size: int) -> InvalidRequest:
+    return InvalidRequest(f"{name} holds a token id outside 0..{vocab_size - 1}", param=name, code="invalid_value")

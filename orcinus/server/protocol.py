@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
+from msgspec import Meta
 
+from orcinus.core import bounds
 from orcinus.errors import InvalidRequest
+from orcinus.server.bounds import (
+    KeptTokens,
+    Name,
+    NumTokensBesideEcho,
+    Priority,
+    Prompt,
+    Refused,
+    Role,
+    Salt,
+    ShortText,
+    TemplateVariables,
+    Text,
+    TopK,
+    Word,
+)
 from orcinus.server.errors import MAX_ECHO_CHARACTERS
 from orcinus.server.strict_json import check_json
-from orcinus.text.chat import Scalar
 
 
 class StreamOptions(msgspec.Struct):
@@ -22,34 +38,34 @@ class StreamOptions(msgspec.Struct):
 class GenerateRequest(msgspec.Struct, kw_only=True):
     """The fields that both endpoints share. None (JSON null, or absent) means the default."""
 
-    model: str | None = None
-    n: int | None = None
+    model: ShortText | None = None
+    n: bounds.NumAnswers | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
-    user: str | None = None
+    max_tokens: NumTokensBesideEcho | None = None
+    temperature: bounds.Temperature | None = None
+    top_p: bounds.TopP | None = None
+    presence_penalty: bounds.Penalty | None = None
+    frequency_penalty: bounds.Penalty | None = None
+    logit_bias: bounds.LogitBias | None = None
+    stop: bounds.Stop | None = None
+    seed: bounds.Seed | None = None
+    user: Name | None = None
     # From here on: vLLM's extensions.
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    min_tokens: int | None = None
+    top_k: TopK | None = None
+    min_p: bounds.MinP | None = None
+    repetition_penalty: bounds.RepetitionPenalty | None = None
+    min_tokens: bounds.MinTokens | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = None
-    allowed_token_ids: list[int] | None = None
+    stop_token_ids: bounds.ListedTokens | None = None
+    allowed_token_ids: bounds.AllowedTokens | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     return_token_ids: bool | None = None
-    prompt_logprobs: int | None = None
-    truncate_prompt_tokens: int | None = None
-    priority: int | None = None
-    cache_salt: str | None = None
+    prompt_logprobs: bounds.NumLogprobs | None = None
+    truncate_prompt_tokens: KeptTokens | None = None
+    priority: Priority | None = None
+    cache_salt: Salt | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -60,66 +76,69 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
 class CompletionRequest(GenerateRequest, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str | list[str | int | list[int]]
-    logprobs: int | None = None
+    prompt: Prompt
+    logprobs: bounds.NumLogprobs | None = None
     echo: bool | None = None
-    best_of: int | None = None
-    suffix: str | None = None
+    best_of: bounds.NumAnswers | None = None
+    suffix: Text | None = None
 
 
 class ContentPart(msgspec.Struct):
     """One part of a message's content; only text is served."""
 
-    type: str
-    text: str | None = None
+    type: Word
+    text: Text | None = None
 
 
 class FunctionCall(msgspec.Struct):
     """What an assistant called in an earlier turn; `arguments` is JSON in a string."""
 
-    name: str
-    arguments: str = ""
+    name: Name
+    arguments: Text = ""
 
 
 class ToolCall(msgspec.Struct):
     """A call in an earlier turn."""
 
     function: FunctionCall
-    id: str | None = None
-    type: str = "function"
+    id: Name | None = None
+    type: Word = "function"
 
 
 class ChatMessage(msgspec.Struct):
     """One message of a conversation."""
 
-    role: str
-    content: str | list[ContentPart] | None = None
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
+    role: Role
+    content: Text | Annotated[list[ContentPart], Meta(max_length=1024)] | None = None
+    name: Name | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=128)] | None = None
+    tool_call_id: Name | None = None
+    reasoning_content: Text | None = None
+
+
+Messages = Annotated[list[ChatMessage], Meta(min_length=1, max_length=4096)]
 
 
 class ResponseFormat(msgspec.Struct):
     """Only `text` is served."""
 
-    type: str
+    type: Word
 
 
 class ChatRequest(GenerateRequest, kw_only=True):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage]
-    max_completion_tokens: int | None = None
+    messages: Messages
+    max_completion_tokens: bounds.NumTokens | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
-    tools: list[object] | None = None
-    functions: list[object] | None = None
+    top_logprobs: bounds.NumLogprobs | None = None
+    tools: Refused | None = None
+    functions: Refused | None = None
     response_format: ResponseFormat | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template: str | None = None
-    chat_template_kwargs: dict[str, Scalar] | None = None
+    chat_template: Text | None = None
+    chat_template_kwargs: TemplateVariables | None = None
 
 
 Parsed = TypeVar("Parsed")
@@ -143,19 +162,29 @@ def parse(body: bytes, decoder: msgspec.json.Decoder[Parsed]) -> Parsed:
         raise InvalidRequest("the body is not JSON that can be read; send one UTF-8 encoded JSON object") from error
 
 
-_PLACE = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>.*?)`$")
+# An entry of a list or a map is named in the message; the parameter is the field that holds it.
+_PLACE = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>.*?)(?P<entry>(?:\[[^]]*\])*)`$")
 _MISSING = re.compile(r"missing required field `(?P<field>[^`]*)`")
+_BOUND = re.compile(r"Expected `(?P<kind>\w+)` (?P<length>of length )?(?P<relation>[<>]=?) (?P<bound>\S+)$")
+_RELATIONS = {"<=": "at most", ">=": "at least", "<": "less than", ">": "more than"}
+_UNITS = {"str": "characters", "array": "entries", "object": "entries"}
 
 
 def _shape_error(text: str) -> InvalidRequest:
     """msgspec's words in OpenAI's shape."""
     place = _PLACE.search(text)
     path = place["path"][:MAX_ECHO_CHARACTERS] if place else ""
+    where = path + place["entry"].replace("[...]", "") if place else ""
     problem = text[: place.start()] if place else text
     missing = _MISSING.search(problem)
     if missing:
-        param = f"{path}.{missing['field']}" if path else missing["field"]
+        param = f"{where}.{missing['field']}" if where else missing["field"]
         return InvalidRequest(f"missing required parameter: {param}", param=param, code="missing_required_parameter")
-    code = "invalid_type" if problem.startswith("Expected") else "invalid_value"
-    problem = problem[: 2 * MAX_ECHO_CHARACTERS].lower()
-    return InvalidRequest(f"{path or 'the body'}: {problem}", param=path or None, code=code)
+    bound = _BOUND.match(problem)
+    if bound:
+        unit = f" {_UNITS[bound['kind']]}" if bound["length"] else ""
+        must = f"{'have' if unit else 'be'} {_RELATIONS[bound['relation']]} {bound['bound']}{unit}"
+        return InvalidRequest(f"{where} must {must}", param=path, code="invalid_value")
+    code = "invalid_type" if ", got `" in problem else "invalid_value"
+    problem = problem[:1].lower() + problem[1 : 2 * MAX_ECHO_CHARACTERS]
+    return InvalidRequest(f"{where or 'the body'}: {problem}", param=path or None, code=code)

@@ -8,27 +8,26 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from orcinus.errors import InvalidRequest
+from orcinus.server.bounds import ShortText, TemplateVariables, Text, TokenIds
 from orcinus.server.intake import Intake, json_response, off_loop
 from orcinus.server.prompts import Prompts
-from orcinus.server.protocol import ChatMessage, parse
-from orcinus.text.chat import Scalar
+from orcinus.server.protocol import Messages, parse
 
 TOKENIZE_PATHS = ("/tokenize", "/v1/tokenize")
 DETOKENIZE_PATHS = ("/detokenize", "/v1/detokenize")
-MAX_TOKENS_BACK = 2**20
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):
     """POST /tokenize: a text, or a conversation laid out by the chat template."""
 
-    model: str | None = None
-    prompt: str | None = None
-    messages: list[ChatMessage] | None = None
+    model: ShortText | None = None
+    prompt: Text | None = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Scalar] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
 
 
 class TokenizeReply(msgspec.Struct):
@@ -43,8 +42,8 @@ class TokenizeReply(msgspec.Struct):
 class DetokenizeRequest(msgspec.Struct, kw_only=True):
     """POST /detokenize."""
 
-    tokens: list[int]
-    model: str | None = None
+    tokens: TokenIds
+    model: ShortText | None = None
 
 
 class DetokenizeReply(msgspec.Struct):
@@ -79,11 +78,9 @@ class TextApi:
         self._intake.model_name(asked.model)
         tokenizer = self._intake.tokenizer("tokens")
         vocab_size = self._intake.context.door.engine.vocab_size
-        if len(asked.tokens) > MAX_TOKENS_BACK or not all(0 <= token < vocab_size for token in asked.tokens):
+        if asked.tokens and max(asked.tokens) >= vocab_size:
             raise InvalidRequest(
-                f"tokens takes up to {MAX_TOKENS_BACK} ids between 0 and {vocab_size - 1}",
-                param="tokens",
-                code="invalid_value",
+                f"tokens holds an id that is not between 0 and {vocab_size - 1}", param="tokens", code="invalid_value"
             )
         text = await off_loop(4 * len(asked.tokens), lambda: tokenizer.decode(asked.tokens, skip_special_tokens=False))
         return json_response(DetokenizeReply(text))

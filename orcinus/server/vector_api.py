@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from orcinus.core.request import Request as EngineRequest
 from orcinus.errors import InvalidRequest
 from orcinus.server.answers import ProgressStream
+from orcinus.server.bounds import MAX_INPUTS
 from orcinus.server.delivery import run_while_connected
 from orcinus.server.intake import Intake, json_response, off_loop
 from orcinus.server.protocol import parse
@@ -50,8 +51,6 @@ EMBEDDING_PATHS = ("/v1/embeddings",)
 CLASSIFY_PATHS = ("/classify", "/v1/classify")
 SCORE_PATHS = ("/score", "/v1/score")
 RERANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
-# OpenAI's bound.
-MAX_INPUTS = 2048
 # Inputs of one HTTP request in the engine at a time: a long list leaves room for others.
 WINDOW = 64
 
@@ -135,7 +134,7 @@ class VectorApi:
         asked = parse(await self._intake.body(request), self._embedding_decoder)
         model = self._intake.model_name(asked.model)
         hidden_size = self._intake.context.door.engine.hidden_size
-        if asked.dimensions is not None and not 1 <= asked.dimensions <= hidden_size:
+        if asked.dimensions is not None and asked.dimensions > hidden_size:
             raise InvalidRequest(
                 f"dimensions is {asked.dimensions}; this model's embeddings have {hidden_size}",
                 param="dimensions",
@@ -183,11 +182,7 @@ class VectorApi:
         """POST /rerank."""
         asked = parse(await self._intake.body(request), self._rerank_decoder)
         model = self._intake.model_name(asked.model)
-        if asked.top_n is not None and asked.top_n < 0:
-            raise InvalidRequest(f"top_n is {asked.top_n}; it can't be negative", param="top_n", code="invalid_value")
         documents = [one if isinstance(one, str) else one.text for one in asked.documents]
-        if not documents:
-            raise InvalidRequest("documents is empty; give at least one", param="documents", code="invalid_value")
         requests, score = await self._score_pairs("rerank-", [(asked.query, document) for document in documents])
 
         def reply(vectors: list[Vector]) -> RerankReply:

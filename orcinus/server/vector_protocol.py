@@ -2,50 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
+
+from orcinus.server.bounds import MAX_INPUTS, Dimensions, Name, NumBest, Prompt, ShortText, Text, Texts
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True):
     """POST /v1/embeddings."""
 
-    input: str | list[str | int | list[int]]
-    model: str | None = None
+    input: Prompt
+    model: ShortText | None = None
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = None
-    user: str | None = None
+    dimensions: Dimensions | None = None
+    user: Name | None = None
 
 
 class ClassifyRequest(msgspec.Struct, kw_only=True):
     """POST /classify."""
 
-    input: str | list[str | int | list[int]]
-    model: str | None = None
+    input: Prompt
+    model: ShortText | None = None
 
 
 class ScoreRequest(msgspec.Struct, kw_only=True):
     """POST /score: one text against one or many, or pairwise."""
 
-    text_1: str | list[str]
-    text_2: str | list[str]
-    model: str | None = None
+    text_1: Text | Texts
+    text_2: Text | Texts
+    model: ShortText | None = None
 
 
 class Document(msgspec.Struct):
     """A text to be ranked."""
 
-    text: str
+    text: Text
 
 
 class RerankRequest(msgspec.Struct, kw_only=True):
     """POST /rerank."""
 
-    query: str
-    documents: list[str | Document]
-    model: str | None = None
-    top_n: int | None = None
+    query: Text
+    documents: Annotated[list[Text | Document], Meta(min_length=1, max_length=MAX_INPUTS)]
+    model: ShortText | None = None
+    top_n: NumBest | None = None
 
 
 class VectorUsage(msgspec.Struct):
