@@ -14,7 +14,8 @@ from orcinus.engine.clock import MonotonicClock
 from orcinus.engine.config import engine_command, engine_config
 from orcinus.engine.door import Door
 from orcinus.engine.messages import EngineDescription
-from orcinus.engine.supervisor import EngineSupervisor, private_directory
+from orcinus.engine.child import private_directory
+from orcinus.engine.supervisor import EngineSupervisor
 from orcinus.errors import EngineDied, InvalidRequest
 from orcinus.outputs import RequestCollector, RequestOutput
 from orcinus.text.tokenizer import Tokenizer

@@ -15,11 +15,6 @@ Out = TypeVar("Out")
 In = TypeVar("In")
 
 
-def channel_pair() -> tuple[socket.socket, socket.socket]:
-    """Ours and the child's. Frames keep their bounds."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-
 class Channel(Generic[Out, In]):
     """One end of a socket pair. `decoder` is of the union of what the other side says."""
 

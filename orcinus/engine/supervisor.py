@@ -7,17 +7,9 @@ A dead engine is noticed by its exit, a hanging one by its beat: no progress for
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import shutil
 import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,9 +17,9 @@ from typing import Protocol
 import msgspec
 
 from orcinus.core.quarantine import Investigation, Suspects
-from orcinus.engine import leash
 from orcinus.engine.beat import Pulse
-from orcinus.engine.channel import Channel, channel_pair
+from orcinus.engine.channel import Channel
+from orcinus.engine.child import ChildProcess
 from orcinus.engine.messages import (
     EngineDescription,
     EngineDown,
@@ -48,7 +40,6 @@ PING_SECONDS = 0.5
 HANG_SECONDS, HANG_ITERATIONS = 5.0, 10
 # An engine that dies sooner after its start than this, so many times in a row, isn't started again.
 STABLE_SECONDS, MAX_SHORT_LIVES = 30.0, 5
-_SHUTDOWN_GRACE, _TERMINATE_GRACE = 5.0, 3.0
 # Ends that engines don't make themselves: somebody else wanted it dead, or told it to leave.
 _FOREIGN_ENDS = frozenset({0, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
@@ -67,95 +58,6 @@ class EngineWatcher(Protocol):
     def engine_gone(self, news: EngineGone) -> None:
         """Nothing can be sent any more."""
         ...
-
-
-class ChildProcess:
-    """A process of ours in a group of its own, and the channel to it. Dies with us. Belongs to one event loop."""
-
-    def __init__(self, command: list[str], inherit: tuple[int, ...] = ()) -> None:
-        ours, theirs = channel_pair()
-        leashed = [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), *command]
-        with theirs:
-            self._process = subprocess.Popen(
-                [*leashed, "--control", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                pass_fds=(theirs.fileno(), *inherit),
-            )
-        self.end: socket.socket = ours
-        self.exited = asyncio.Event()
-        _watch_exit(self._process, asyncio.get_running_loop(), self.exited)
-
-    @property
-    def pid(self) -> int:
-        """Of the process, and of its group."""
-        return self._process.pid
-
-    @property
-    def returncode(self) -> int:
-        """Once it has exited; negative for a signal."""
-        return self._process.wait()
-
-    @property
-    def is_stopped(self) -> bool:
-        """Somebody has sent it SIGSTOP."""
-        with contextlib.suppress(OSError):
-            # The state follows the name, which may hold spaces and parentheses.
-            return Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] in "Tt"
-        return False
-
-    def kill(self) -> None:
-        """It and everything that it started."""
-        self.signal(signal.SIGKILL)
-
-    def signal(self, number: signal.Signals) -> None:
-        """To the whole group."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, number)
-
-    async def exit_within(self, seconds: float) -> bool:
-        """Wait for its end; whether it came in time."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.exited.wait(), seconds)
-        return self.exited.is_set()
-
-    async def leave(self) -> None:
-        """It has been asked to leave: give it time, then tell it, then make it."""
-        if not await self.exit_within(_SHUTDOWN_GRACE):
-            self.signal(signal.SIGTERM)
-            await self.exit_within(_TERMINATE_GRACE)
-        self.kill()
-        await self.exited.wait()
-        self.end.close()
-
-    def exit_reason(self) -> str:
-        """For people."""
-        code = self.returncode
-        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-
-
-def _watch_exit(process: subprocess.Popen[bytes], loop: asyncio.AbstractEventLoop, exited: asyncio.Event) -> None:
-    """By pidfd where the system has it, else by a thread that waits."""
-    try:
-        descriptor = os.pidfd_open(process.pid)
-    except (AttributeError, OSError):
-        threading.Thread(target=_wait_for_exit, args=(process, loop, exited), daemon=True).start()
-        return
-
-    def reap() -> None:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-        process.wait()
-        exited.set()
-
-    loop.add_reader(descriptor, reap)
-
-
-def _wait_for_exit(process: subprocess.Popen[bytes], loop: asyncio.AbstractEventLoop, exited: asyncio.Event) -> None:
-    process.wait()
-    # A closed loop means that nobody waits for it any more.
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(exited.set)
 
 
 @dataclass(slots=True)
@@ -367,13 +269,3 @@ def _start_fault(said: Failed | None, process: ChildProcess) -> SystemFault:
     if said is not None:
         return said.fault()
     return EngineDied(f"the engine process {process.exit_reason()} before it was ready; its output says why")
-
-
-@contextlib.contextmanager
-def private_directory(parent: Path | None = None) -> Iterator[Path]:
-    """A directory that nobody else can enter, for as long as the block lasts."""
-    directory = Path(tempfile.mkdtemp(prefix="orcinus-", dir=parent))
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)

@@ -99,7 +99,8 @@ class _Api:
         frame = self._frame("cmpl-", asked)
         params = completion_params(asked, self._context.defaults)
         terms, given = self._terms(request, asked), prompts_of(asked)
-        tokens = await self._prompts.of_texts(given)
+        longest = self._prompts.longest(asked.truncate_prompt_tokens)
+        tokens = await self._prompts.of_texts(request, given, longest=longest)
         prompts = [self._prompts.cut(prompt, asked.truncate_prompt_tokens) for prompt in tokens]
         requests = self._admit(frame.id, prompts, params, terms)
         form = CompletionForm(
@@ -120,10 +121,12 @@ class _Api:
         params = chat_params(asked, self._context.defaults)
         terms = self._terms(request, asked)
         tokens = await self._prompts.of_conversation(
+            request,
             asked.messages,
             add_generation_prompt=asked.add_generation_prompt,
             continue_final_message=asked.continue_final_message,
             variables=asked.chat_template_kwargs,
+            longest=self._prompts.longest(asked.truncate_prompt_tokens),
         )
         prompt = self._prompts.cut(tokens, asked.truncate_prompt_tokens)
         try:

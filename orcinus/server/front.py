@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import uvicorn
@@ -39,9 +39,9 @@ from orcinus.server.gate import ApiKeys
 from orcinus.server.intake import Limits, ServerContext
 from orcinus.server.neighbours import Neighbours
 from orcinus.server.streams import StreamStore
-from orcinus.text.chat import ChatTemplate
+from orcinus.server.text_workers import TextWorkers
 from orcinus.text.generation import GenerationDefaults
-from orcinus.text.tokenizer import Tokenizer
+from orcinus.text.jobs import TextSide
 
 _KEEP_ALIVE_SECONDS = 60
 # After the last streams have been told to end, this long until their connections are cut.
@@ -115,6 +115,7 @@ async def _run(control: Control) -> None:
         max_wait=config.max_queue_seconds,
     )
     listening = asyncio.create_task(_take_orders(control, client, stopping))
+    context = None
     try:
         context = await unless(stopping.drain, _context(config, client))
         if context is not None:
@@ -126,6 +127,8 @@ async def _run(control: Control) -> None:
                 await _serve_until(stopping, server, listener, client, config.drain)
     finally:
         listening.cancel()
+        if context is not None and context.text_workers is not None:
+            await context.text_workers.close()
         await client.close()
 
 
@@ -152,19 +155,18 @@ async def _take_orders(control: Control, client: EngineClient, stopping: Stoppin
 
 async def _context(config: FrontConfig, client: EngineClient) -> ServerContext:
     """The engine loads its weights while the text side is read here."""
-    (tokenizer, template, defaults), description = await asyncio.gather(
-        asyncio.to_thread(_read_text_side, Path(config.model)), client.ready()
-    )
+    text, description = await asyncio.gather(_text_side(Path(config.model)), client.ready())
     streams = StreamStore()
     return ServerContext(
         client=client,
         door=Door(description, random.SystemRandom()),
         clock=MonotonicClock(),
-        tokenizer=tokenizer,
-        chat_template=template,
+        tokenizer=text.side.tokenizer if text.side is not None else None,
+        chat_template=text.side.template if text.side is not None else None,
+        text_workers=text.workers,
         served_model_names=config.served_model_names,
         api_keys=ApiKeys(config.api_keys),
-        defaults=defaults,
+        defaults=text.defaults,
         limits=config.limits,
         streams=streams,
         front_number=config.number,
@@ -172,9 +174,21 @@ async def _context(config: FrontConfig, client: EngineClient) -> ServerContext:
     )
 
 
-def _read_text_side(model: Path) -> tuple[Tokenizer | None, ChatTemplate | None, GenerationDefaults]:
-    tokenizer = Tokenizer.load(model)
-    return tokenizer, ChatTemplate.of(tokenizer), GenerationDefaults.load(model)
+class _Text(NamedTuple):
+    """What a checkpoint brings for text, and the processes that read what is long."""
+
+    side: TextSide | None
+    workers: TextWorkers | None
+    defaults: GenerationDefaults
+
+
+async def _text_side(model: Path) -> _Text:
+    side, defaults = await asyncio.to_thread(lambda: (TextSide.load(model), GenerationDefaults.load(model)))
+    if side is None:
+        return _Text(None, None, defaults)
+    workers = TextWorkers(model, side)
+    workers.warm_up()
+    return _Text(side, workers, defaults)
 
 
 def _server(context: ServerContext, drain: float) -> _Server:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -17,19 +14,17 @@ from orcinus.engine.door import Door
 from orcinus.errors import InvalidRequest, Overloaded
 from orcinus.server.answers import EngineFront
 from orcinus.server.errors import JSON, MAX_ECHO_CHARACTERS, HttpRefusal
-from orcinus.server.gate import ApiKeys, read_json_body
+from orcinus.server.gate import ApiKeys, key_of, read_json_body
 from orcinus.server.metrics import Metrics
 from orcinus.server.neighbours import Neighbours
 from orcinus.server.streams import StreamStore
+from orcinus.server.text_workers import TextWorkers
 from orcinus.text.chat import ChatTemplate
 from orcinus.text.generation import GenerationDefaults
+from orcinus.text.jobs import Job, Outcome, Refused
 from orcinus.text.tokenizer import Tokenizer
 
-# Below this many characters a thread costs more than the tokenising that it takes off the event loop.
-_INLINE_CHARACTERS = 2_000
 _RETRY_SECONDS = 1.0
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +50,7 @@ class ServerContext:
         clock: the engine's clock.
         tokenizer: None serves token ids only.
         chat_template: None serves no conversations.
+        text_workers: for text that takes long; None where there is no tokenizer.
         served_model_names: the first is the one in answers; a request may use any, or none.
         api_keys: empty lets everybody in.
         defaults: for sampling, where a request says nothing.
@@ -68,6 +64,7 @@ class ServerContext:
     clock: Clock
     tokenizer: Tokenizer | None
     chat_template: ChatTemplate | None
+    text_workers: TextWorkers | None
     served_model_names: tuple[str, ...]
     api_keys: ApiKeys = field(default_factory=lambda: ApiKeys(()))
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
@@ -117,6 +114,21 @@ class Intake:
             )
         return self.context.tokenizer
 
+    async def text_job(
+        self, job: Job, num_characters: int, request: Request, param: str, *, is_program: bool = False
+    ) -> Outcome:
+        """The outcome of work on text; see `TextWorkers.do`.
+
+        Raises:
+            InvalidRequest: what the job raised, under `param` if it names nothing else.
+        """
+        workers = self.context.text_workers
+        assert workers is not None, "there is a tokenizer"
+        outcome = await workers.do(job, num_characters, key_of(request), is_program=is_program)
+        if isinstance(outcome, Refused):
+            raise InvalidRequest(outcome.message, param=outcome.param or param, code=outcome.code)
+        return outcome
+
     def check_room(self, num_requests: int) -> None:
         """The guard against more work than can be kept track of.
 
@@ -126,13 +138,6 @@ class Intake:
         limit = self.context.limits.max_live
         if self.context.client.num_live + num_requests > limit:
             raise Overloaded(f"more than {limit} requests are being served; try again", retry_after=_RETRY_SECONDS)
-
-
-async def off_loop(num_characters: int, work: Callable[[], Result]) -> Result:
-    """Long texts in a thread: the tokenizer lets go of the interpreter while it works."""
-    if num_characters <= _INLINE_CHARACTERS:
-        return work()
-    return await asyncio.to_thread(work)
 
 
 def json_response(content: object) -> Response:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from errno import EACCES, EADDRNOTAVAIL
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import msgspec
 
 from orcinus.engine.channel import Channel
+from orcinus.engine.child import ChildProcess, private_directory
 from orcinus.engine.messages import (
     Drain,
     EngineDescription,
@@ -29,7 +31,7 @@ from orcinus.engine.messages import (
     Leave,
     ReportFromFront,
 )
-from orcinus.engine.supervisor import ChildProcess, EngineSupervisor, private_directory
+from orcinus.engine.supervisor import EngineSupervisor
 from orcinus.errors import ConfigurationError, EngineDied
 from orcinus.server.front import FrontConfig, Order
 from orcinus.server.intake import Limits
@@ -54,12 +56,15 @@ class ServeSettings:
         drain: seconds that running streams may take to finish after SIGTERM.
         front_ends: HTTP processes.
         max_queue_seconds: a request that would have to wait longer than this is refused with 429.
+
+    Raises:
+        ConfigurationError: naming the flag of `orcinus serve`, its value and the bound.
     """
 
     model: Path
     host: str = "127.0.0.1"
     port: int = 8000
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
     insecure_no_auth: bool = False
     served_model_names: tuple[str, ...] = ()
     drain: float = 30.0
@@ -67,10 +72,38 @@ class ServeSettings:
     max_queue_seconds: float = 60.0
     limits: Limits = field(default_factory=Limits)
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.front_ends <= MAX_FRONT_ENDS:
+            raise ConfigurationError(
+                f"api_server_count is {self.front_ends}; it must be between 1 and {MAX_FRONT_ENDS}"
+            )
+        if not 0 <= self.max_queue_seconds < inf:
+            raise ConfigurationError(f"max_queue_seconds is {self.max_queue_seconds}; it must be 0 or more, and finite")
+        if not 0 <= self.port < 2**16:
+            # The resolver would take the remainder.
+            raise ConfigurationError(f"port is {self.port}; it must be between 0 and {2**16 - 1}")
+        if not self.host:
+            # The resolver would take all addresses.
+            raise ConfigurationError("host is empty; give an address, as 127.0.0.1")
+        if not all(self.served_model_names):
+            raise ConfigurationError("served_model_name is empty; give what clients are to call the model")
+        for key in self.api_keys:
+            _check_key(key)
+
     @property
     def model_names(self) -> tuple[str, ...]:
         """At least one name."""
         return self.served_model_names or (self.model.resolve().name,)
+
+
+def _check_key(key: str) -> None:
+    """The complaint doesn't show the key."""
+    if not key:
+        raise ConfigurationError("api_key is empty; give one that can't be guessed")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ConfigurationError(
+            "api_key holds a space, a control character or one beyond ASCII, which clients can't send; choose another"
+        )
 
 
 def serve(
@@ -102,26 +135,17 @@ def listen(settings: ServeSettings) -> socket.socket:
         ConfigurationError: the address is taken or isn't ours, or open to others without a key.
     """
     host, port = settings.host, settings.port
-    if not 1 <= settings.front_ends <= MAX_FRONT_ENDS:
-        raise ConfigurationError(
-            f"api_server_count is {settings.front_ends}; it must be between 1 and {MAX_FRONT_ENDS}"
-        )
-    if not 0 <= settings.max_queue_seconds < inf:
-        raise ConfigurationError(f"max_queue_seconds is {settings.max_queue_seconds}; it can't be negative")
-    if not all(settings.api_keys):
-        raise ConfigurationError("an API key is empty; give one that can't be guessed")
-    if not 0 <= port < 2**16:
-        # The resolver would take the remainder.
-        raise ConfigurationError(f"port is {port}; it must be between 0 and {2**16 - 1}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         exposed = not ipaddress.ip_address(address[0]).is_loopback
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{host}:{port} is not an address to listen on: {error}") from error
+        raise ConfigurationError(
+            f"host {host} is not an address to listen on: {error}; give one of this machine, as 127.0.0.1"
+        ) from error
     if exposed and not settings.api_keys and not settings.insecure_no_auth:
         raise ConfigurationError(
-            f"{host} can be reached from other machines; give an --api-key, or say --insecure-no-auth if everybody "
-            "may use this server"
+            f"host {host} can be reached from other machines; give an --api-key, or say --insecure-no-auth if "
+            "everybody may use this server"
         )
     listener = socket.socket(family, kind, protocol)
     try:
@@ -130,10 +154,18 @@ def listen(settings: ServeSettings) -> socket.socket:
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        raise ConfigurationError(
-            f"port {port} on {host} can't be used: {error.strerror}. Stop what uses it, or choose another --port."
-        ) from error
+        raise _unusable(settings, error) from error
     return listener
+
+
+def _unusable(settings: ServeSettings, error: OSError) -> ConfigurationError:
+    host, port = settings.host, settings.port
+    if error.errno == EADDRNOTAVAIL:
+        return ConfigurationError(f"host {host} is no address of this machine; give one that is, as 127.0.0.1")
+    remedy = "Ports below 1024 are for root; run as root" if error.errno == EACCES else "Stop what uses it"
+    return ConfigurationError(
+        f"port {port} on {host} can't be used: {error.strerror}. {remedy}, or choose another --port."
+    )
 
 
 class _House:

@@ -7,11 +7,13 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
+from orcinus.core.request import pack_tokens
 from orcinus.errors import InvalidRequest
 from orcinus.server.bounds import ShortText, TemplateVariables, Text, TokenIds
-from orcinus.server.intake import Intake, json_response, off_loop
+from orcinus.server.intake import Intake, json_response
 from orcinus.server.prompts import Prompts
 from orcinus.server.protocol import Messages, parse
+from orcinus.text.jobs import Decoded, DecodeTokens
 
 TOKENIZE_PATHS = ("/tokenize", "/v1/tokenize")
 DETOKENIZE_PATHS = ("/detokenize", "/v1/detokenize")
@@ -65,7 +67,7 @@ class TextApi:
         """POST /tokenize."""
         asked = parse(await self._intake.body(request), self._tokenize_decoder)
         self._intake.model_name(asked.model)
-        tokens = await self._tokens(asked)
+        tokens = await self._tokens(request, asked)
         reply = TokenizeReply(len(tokens), self._intake.context.door.engine.max_sequence_tokens, tokens)
         if asked.return_token_strs:
             tokenizer = self._intake.tokenizer("return_token_strs")
@@ -76,24 +78,27 @@ class TextApi:
         """POST /detokenize."""
         asked = parse(await self._intake.body(request), self._detokenize_decoder)
         self._intake.model_name(asked.model)
-        tokenizer = self._intake.tokenizer("tokens")
+        self._intake.tokenizer("tokens")
         vocab_size = self._intake.context.door.engine.vocab_size
         if asked.tokens and max(asked.tokens) >= vocab_size:
             raise InvalidRequest(
                 f"tokens holds an id that is not between 0 and {vocab_size - 1}", param="tokens", code="invalid_value"
             )
-        text = await off_loop(4 * len(asked.tokens), lambda: tokenizer.decode(asked.tokens, skip_special_tokens=False))
-        return json_response(DetokenizeReply(text))
+        job = DecodeTokens(pack_tokens(asked.tokens))
+        decoded = await self._intake.text_job(job, 4 * len(asked.tokens), request, "tokens")
+        assert isinstance(decoded, Decoded)
+        return json_response(DetokenizeReply(decoded.text))
 
-    async def _tokens(self, asked: TokenizeRequest) -> list[int]:
+    async def _tokens(self, request: Request, asked: TokenizeRequest) -> list[int]:
         if (asked.prompt is None) == (asked.messages is None):
             raise InvalidRequest("give either prompt or messages", param="prompt", code="missing_required_parameter")
         if asked.messages is None:
             assert asked.prompt is not None
             special = True if asked.add_special_tokens is None else asked.add_special_tokens
-            (tokens,) = await self._prompts.of_texts([asked.prompt], add_special_tokens=special)
+            (tokens,) = await self._prompts.of_texts(request, [asked.prompt], add_special_tokens=special)
             return list(tokens)
         return await self._prompts.of_conversation(
+            request,
             asked.messages,
             add_generation_prompt=asked.add_generation_prompt,
             continue_final_message=asked.continue_final_message,

@@ -18,7 +18,8 @@ from orcinus.errors import InvalidRequest
 from orcinus.server.answers import ProgressStream
 from orcinus.server.bounds import MAX_INPUTS
 from orcinus.server.delivery import run_while_connected
-from orcinus.server.intake import Intake, json_response, off_loop
+from orcinus.server.intake import Intake, json_response
+from orcinus.server.prompts import Prompts
 from orcinus.server.protocol import parse
 from orcinus.server.vector_protocol import (
     ClassData,
@@ -36,6 +37,7 @@ from orcinus.server.vector_protocol import (
     ScoreRequest,
     VectorUsage,
 )
+from orcinus.text.jobs import EncodePairs, TokenLists
 from orcinus.vectors import (
     Vector,
     VectorCollector,
@@ -124,6 +126,7 @@ class VectorApi:
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
+        self._prompts = Prompts(intake)
         self._embedding_decoder = msgspec.json.Decoder(EmbeddingRequest)
         self._classify_decoder = msgspec.json.Decoder(ClassifyRequest)
         self._score_decoder = msgspec.json.Decoder(ScoreRequest)
@@ -140,7 +143,7 @@ class VectorApi:
                 param="dimensions",
                 code="invalid_value",
             )
-        requests = self._admit("embd-", await self._inputs(asked.input), classify=False)
+        requests = self._admit("embd-", await self._inputs(request, asked.input), classify=False)
 
         def reply(vectors: list[Vector]) -> EmbeddingReply:
             embeddings = [embedding(vector, asked.dimensions) for vector in vectors]
@@ -154,7 +157,7 @@ class VectorApi:
         """POST /classify."""
         asked = parse(await self._intake.body(request), self._classify_decoder)
         model = self._intake.model_name(asked.model)
-        requests = self._admit("classify-", await self._inputs(asked.input), classify=True)
+        requests = self._admit("classify-", await self._inputs(request, asked.input), classify=True)
         labels = self._intake.context.door.engine.labels
 
         def reply(vectors: list[Vector]) -> ClassifyReply:
@@ -169,7 +172,7 @@ class VectorApi:
         """POST /score."""
         asked = parse(await self._intake.body(request), self._score_decoder)
         model = self._intake.model_name(asked.model)
-        requests, score = await self._score_pairs("score-", pair_up(asked.text_1, asked.text_2))
+        requests, score = await self._score_pairs(request, "score-", pair_up(asked.text_1, asked.text_2))
 
         def reply(vectors: list[Vector]) -> ScoreReply:
             data = [ScoreData(index, value) for index, value in enumerate(score(vectors))]
@@ -183,7 +186,9 @@ class VectorApi:
         asked = parse(await self._intake.body(request), self._rerank_decoder)
         model = self._intake.model_name(asked.model)
         documents = [one if isinstance(one, str) else one.text for one in asked.documents]
-        requests, score = await self._score_pairs("rerank-", [(asked.query, document) for document in documents])
+        requests, score = await self._score_pairs(
+            request, "rerank-", [(asked.query, document) for document in documents]
+        )
 
         def reply(vectors: list[Vector]) -> RerankReply:
             scores = score(vectors)
@@ -194,25 +199,27 @@ class VectorApi:
         return VectorAnswer(self._intake, requests, reply)
 
     async def _score_pairs(
-        self, prefix: str, pairs: Sequence[Pair]
+        self, request: Request, prefix: str, pairs: Sequence[Pair]
     ) -> tuple[list[EngineRequest], Callable[[list[Vector]], list[float]]]:
         """Requests for the pairs' scores, and what makes scores of their vectors: a classifier reads each pair, else
         each text is embedded once and the two are compared."""
         _check_number(len(pairs))
         labels = self._intake.context.door.engine.labels
         check_scorable(labels)
-        tokenizer = self._intake.tokenizer("text_1")
-        size = sum(len(first) + len(second) for first, second in pairs)
+        self._intake.tokenizer("text_1")
         if labels:
-            inputs = await off_loop(size, lambda: [Input(*tokenizer.encode_pair(*pair)) for pair in pairs])
+            size = sum(len(first) + len(second) for first, second in pairs)
+            outcome = await self._intake.text_job(EncodePairs(list(pairs)), size, request, "text_1")
+            assert isinstance(outcome, TokenLists)
+            inputs = [Input(*each) for each in zip(outcome.lists, outcome.second_segments, strict=True)]
             requests = self._admit(prefix, inputs, classify=True)
             return requests, lambda vectors: [probabilities(vector)[0] for vector in vectors]
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
-        requests = self._admit(prefix, await self._texts(texts), classify=False)
+        requests = self._admit(prefix, await self._texts(request, texts), classify=False)
         place = {text: index for index, text in enumerate(texts)}
         return requests, lambda vectors: [similarity(vectors[place[a]], vectors[place[b]]) for a, b in pairs]
 
-    async def _inputs(self, given: str | list[str | int | list[int]]) -> list[Input]:
+    async def _inputs(self, request: Request, given: str | list[str | int | list[int]]) -> list[Input]:
         """A text, token ids, or a list of either."""
         items = [given] if isinstance(given, str) else given
         if items and all(isinstance(item, int) for item in items):
@@ -226,12 +233,14 @@ class VectorApi:
                 param="input",
                 code="invalid_type",
             )
-        return await self._texts(texts) if texts else [Input(tokens) for tokens in token_lists]
+        return await self._texts(request, texts) if texts else [Input(tokens) for tokens in token_lists]
 
-    async def _texts(self, texts: Sequence[str]) -> list[Input]:
-        tokenizer = self._intake.tokenizer("input")
-        size = sum(map(len, texts))
-        return await off_loop(size, lambda: [Input(tokenizer.encode(text, add_special_tokens=True)) for text in texts])
+    async def _texts(self, request: Request, texts: Sequence[str]) -> list[Input]:
+        longest = self._intake.context.door.engine.max_sequence_tokens
+        return [
+            Input(tokens)
+            for tokens in await self._prompts.of_texts(request, list(texts), longest=longest, param="input")
+        ]
 
     def _admit(self, prefix: str, inputs: Sequence[Input], *, classify: bool) -> list[EngineRequest]:
         reply_id, now = _id(prefix), self._intake.context.clock.now()

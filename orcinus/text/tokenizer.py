@@ -47,6 +47,7 @@ class Tokenizer:
         bos_token, eos_token: as the checkpoint's tokenizer configuration names them.
         chat_template: Jinja source; None where the checkpoint has none.
         special_ids: left out of text under `skip_special_tokens`.
+        longest_token: in characters.
         byte_values: byte behind each character that a byte-level vocabulary is spelled in; empty for other kinds.
     """
 
@@ -56,6 +57,7 @@ class Tokenizer:
     chat_template: str | None
     special_ids: frozenset[int] = field(repr=False)
     byte_values: dict[str, int] = field(repr=False)
+    longest_token: int
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer | None:
@@ -81,6 +83,7 @@ class Tokenizer:
             chat_template=_read_template(folder / CHAT_TEMPLATE_FILE) or _default_template(config),
             special_ids=frozenset(i for i, token in library.get_added_tokens_decoder().items() if token.special),
             byte_values=_byte_values() if _is_byte_level(library) else {},
+            longest_token=max(map(len, library.get_vocab(with_added_tokens=True)), default=1),
         )
 
     @property

@@ -16,8 +16,9 @@ import pytest
 
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason, Request, SamplingParams, pack_tokens, unpack_tokens
+from orcinus.engine.child import private_directory
 from orcinus.engine.client import EngineClient, Stream
-from orcinus.engine.supervisor import EngineSupervisor, private_directory
+from orcinus.engine.supervisor import EngineSupervisor
 from orcinus.errors import CheckpointError, ConfigurationError, EngineDied
 
 pytestmark = pytest.mark.slow

@@ -101,6 +101,7 @@ def _routes(create_app: object) -> list[Route]:
         clock=VirtualClock(),
         tokenizer=None,
         chat_template=None,
+        text_workers=None,
         served_model_names=("fake",),
     )
     routes = [route for route in create_app(context).routes if isinstance(route, Route)]
