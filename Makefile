@@ -1,6 +1,8 @@
 # Two commands: `make serve` and `make test`. Everything else is a part of them.
 PYTHON ?= python3
 VENV ?= .venv
+# Clients of other people that can't live beside the newest OpenAI SDK; only tests/clients needs them.
+CLIENTS_VENV ?= .venv-clients
 MODEL ?= models/orcinus-tiny
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -11,13 +13,13 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: serve test test-fast check format setup setup-dev clean
+.PHONY: serve test test-fast check format setup setup-dev setup-clients clean
 
 serve: setup
 	@$(BIN)/orcinus serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
-test: check
-	@$(BIN)/pytest
+test: check setup-clients
+	@ORCINUS_CLIENTS_VENV=$(CLIENTS_VENV) $(BIN)/pytest
 
 test-fast: setup-dev
 	@$(BIN)/pytest -m "not slow and not gpu"
@@ -52,5 +54,15 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP_INSTALL) --progress-bar on --editable '.[dev]'
 	@touch $@
 
+setup-clients: $(CLIENTS_VENV)/.installed
+
+# The environment hides itself from git and from the linters.
+$(CLIENTS_VENV)/.installed: tests/clients/requirements.txt | $(BIN)/pip
+	@echo "Installing other people's clients into $(CLIENTS_VENV) (a minute, 400 MB) ..."
+	$(BIN)/python -m venv $(CLIENTS_VENV)
+	@echo '*' > $(CLIENTS_VENV)/.gitignore
+	$(CLIENTS_VENV)/bin/pip install --progress-bar on --requirement tests/clients/requirements.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS_VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache

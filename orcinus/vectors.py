@@ -131,6 +131,7 @@ def pair_up(first: str | Sequence[str], second: str | Sequence[str]) -> list[tup
             f"{len(firsts)} first texts don't pair with {len(seconds)} second ones; give one first text, or as many as "
             "second ones",
             param="text_1",
+            code="invalid_value",
         )
     return list(zip(firsts, seconds, strict=True))
 

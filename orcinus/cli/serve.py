@@ -2,61 +2,88 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
+from orcinus.cli.effective import comments, effective_toml
+from orcinus.cli.options import OPTIONS, Given, Option, ServerFlags
+from orcinus.cli.settings import Configuration, configure, located
 from orcinus.engine.config import EngineConfig, engine_command
 from orcinus.engine.messages import EngineDescription
-from orcinus.server.run import ServeSettings
-from orcinus.server.run import serve as run_server
+from orcinus.errors import CheckpointError, ConfigurationError, MemoryPlanError
 
-API_KEY_VARIABLE = "ORCINUS_API_KEY"
+if TYPE_CHECKING:
+    from orcinus.cli.checkpoint import CheckpointFacts
+
+API_KEY_VARIABLE = OPTIONS["api_key"].variable
+_NOT_CHECKED = (
+    "Not checked: whether tensors fit the architecture, dtype and kernels the processor, and all of it the memory that "
+    "is free. The engine sees to that at its start."
+)
+
+_SUMMARY = """Serve a checkpoint behind the OpenAI API: /v1/chat/completions, /v1/completions, /v1/models.
+
+Every option can also stand in the TOML file of --config and in the environment, as ORCINUS_PORT; of these, flags count
+most and the file least.
+
+Args:
+"""
+_OWN_OPTIONS = """\
+    config: TOML file of options; - or _ in its keys, no tables. Also ORCINUS_CONFIG.
+    check: check the configuration, print it with the place that each value comes from, and leave.
+"""
 
 
 def serve(
-    engine: Annotated[EngineConfig, Parameter(name="*")],
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    api_key: list[str] | None = None,
-    served_model_name: list[str] | None = None,
-    insecure_no_auth: bool = False,
-    api_server_count: int = 1,
-    max_queue_seconds: float = 60.0,
+    *model: object,
+    config: Path | None = None,
+    check: Annotated[bool, Parameter(negative=())] = False,
+    **options: object,
 ) -> int:
-    """Serve a checkpoint behind the OpenAI API: /v1/chat/completions, /v1/completions, /v1/models.
+    """Take what the flags say, as `_signature` has them and the other sources complete it, and serve."""
+    named = dict(zip(("model",), model, strict=False)) | options
+    given = {name: Given(value, OPTIONS[name].flag, is_text=True) for name, value in named.items() if value is not None}
+    configuration = configure(given, config, os.environ)
+    # Only now: --help and a mistyped flag don't wait for what reads checkpoints and speaks HTTP.
+    from orcinus.cli.checkpoint import check_checkpoint
 
-    Args:
-        host: address to listen on; one that other machines reach needs --api-key.
-        port: port to listen on; 0 takes any free one.
-        api_key: key that clients must send; may be given several times. Better given as ORCINUS_API_KEY, since
-            everybody on this machine can read a command line.
-        served_model_name: what clients call the model; the folder's name if not given.
-        insecure_no_auth: listen beyond this machine without a key.
-        api_server_count: HTTP processes.
-        max_queue_seconds: a request that would have to wait longer than this is refused with 429.
-    """
-    keys = [*(api_key or ()), *filter(None, [os.environ.get(API_KEY_VARIABLE)])]
-    settings = ServeSettings(
-        model=Path(engine.model),
-        host=host,
-        port=port,
-        api_keys=tuple(keys),
-        insecure_no_auth=insecure_no_auth,
-        served_model_names=tuple(served_model_name or ()),
-        front_ends=api_server_count,
-        max_queue_seconds=max_queue_seconds,
-    )
+    try:
+        facts = check_checkpoint(configuration.engine)
+        return _check(configuration, facts) if check else _serve(configuration)
+    except (ConfigurationError, CheckpointError, MemoryPlanError) as error:
+        raise located(error, configuration.chosen) from error
+
+
+def _serve(configuration: Configuration) -> int:
+    from orcinus.server.run import serve as run_server
+
+    settings = configuration.server
     run_server(
         settings,
-        lambda known: engine_command(engine, known),
+        lambda known: engine_command(configuration.engine, known),
         on_progress=_say,
-        on_ready=lambda description, url: _say(_banner(description, url, settings.model_names[0], bool(keys))),
+        on_ready=lambda description, url: _say(
+            _banner(description, url, settings.model_names[0], bool(settings.api_keys))
+        ),
     )
+    return 0
+
+
+def _check(configuration: Configuration, facts: CheckpointFacts) -> int:
+    """Everything that can be checked without starting anything; the port is taken for a moment."""
+    from orcinus.cli.checkpoint import check_text_side
+    from orcinus.server.run import listen
+
+    text_side = check_text_side(configuration.server.model)
+    listen(configuration.server).close()
+    remarks = (f"checkpoint: {facts}", f"tokenizer: {text_side}", "address: free", _NOT_CHECKED)
+    print("\n".join((effective_toml(configuration), "", *comments(*remarks))))
     return 0
 
 
@@ -85,3 +112,45 @@ def _banner(engine: EngineDescription, url: str, name: str, needs_key: bool) -> 
             "",
         )
     )
+
+
+def _signature() -> inspect.Signature:
+    """One flag an option. Values stay text, as in the environment, so that one place converts both."""
+    flags = [
+        inspect.Parameter(
+            option.name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD if option.name == "model" else inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=_annotation(option),
+        )
+        for option in OPTIONS.values()
+    ]
+    own = [
+        parameter
+        for parameter in inspect.signature(serve, eval_str=True).parameters.values()
+        if parameter.name in ("config", "check")
+    ]
+    return inspect.Signature([*flags, *own], return_annotation=int)
+
+
+def _annotation(option: Option) -> object:
+    shown = (lambda _: str(option.default)) if option.default not in (None, ()) else False
+    return Annotated[option.kind, Parameter(converter=_as_written(option), show_default=shown, negative_iterable=())]
+
+
+def _as_written(option: Option) -> Callable[[object, Sequence[Token]], object]:
+    def convert(_: object, tokens: Sequence[Token]) -> object:
+        values = [token.value for token in tokens]
+        return values if option.is_list else values[0]
+
+    return convert
+
+
+def _doc(record: type) -> str:
+    """The lines below `Args:`."""
+    return inspect.cleandoc(record.__doc__ or "").partition("Args:\n")[2]
+
+
+serve.__doc__ = "\n".join((_SUMMARY.rstrip(), _doc(EngineConfig).rstrip(), _doc(ServerFlags).rstrip(), _OWN_OPTIONS))
+serve.__signature__ = _signature()  # type: ignore[attr-defined]
+serve.__annotations__ = {name: parameter.annotation for name, parameter in _signature().parameters.items()}

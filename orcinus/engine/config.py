@@ -34,7 +34,10 @@ class EngineConfig:
         kernels: auto, cpu (native) or reference (plain torch).
         model_impl: orcinus (our own table of families), transformers (its modelling code over our KV: slower), or auto:
             ours where the model has an entry.
-        threads: of the matrix kernels; None takes all cores.
+        threads: of the matrix kernels, in each worker process; None shares all cores among them.
+        tensor_parallel_size: worker processes that each hold a slice of every layer.
+        pipeline_parallel_size: stages that each hold some of the layers; each has tensor_parallel_size workers, and as
+            many iterations are under way at a time.
         allow_batch_variance: start even if the kernels can't keep a request's bits apart from its company.
     """
 
@@ -53,6 +56,8 @@ class EngineConfig:
     kernels: Literal["auto", "cpu", "reference"] = "auto"
     model_impl: Literal["auto", "orcinus", "transformers"] = "auto"
     threads: int | None = None
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     allow_batch_variance: bool = False
 
     def __post_init__(self) -> None:
@@ -62,6 +67,10 @@ class EngineConfig:
                 raise ConfigurationError(f"{name} is {value}; it must be between {low} and {high}")
         if self.block_size % 16:
             raise ConfigurationError(f"block_size is {self.block_size}; it must be a multiple of 16")
+        if not self.model:
+            raise ConfigurationError("model is empty; give the folder of a checkpoint")
+        if self.kernels == "cpu" and self.device == "cuda":
+            raise ConfigurationError("kernels is cpu, which can't run with device=cuda; use kernels=auto")
         # What core would refuse is refused now, not after the weights are loaded.
         self.scheduler_config(num_blocks=1, max_batch_tokens=self.max_batch_tokens or self.max_batch_size)
 
@@ -72,6 +81,7 @@ class EngineConfig:
             block_size=self.block_size,
             max_batch_tokens=max_batch_tokens,
             max_batch_size=self.max_batch_size,
+            num_stages=self.pipeline_parallel_size,
             lookahead=self.lookahead,
             admission=self.admission,
             policy=self.policy,
@@ -85,6 +95,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("kv_cache_gib", 1e-6, 2**20),
     ("block_size", 16, 1024),
     ("threads", 1, 4 * (os.cpu_count() or 1)),
+    ("tensor_parallel_size", 1, 64),
+    ("pipeline_parallel_size", 1, 64),
 )
 
 

@@ -46,7 +46,7 @@ class Door:
                 param="model",
                 code="unsupported_task",
             )
-        self._check_tokens(prompt)
+        self._check_tokens(prompt, "prompt")
         self._check_listed_tokens(params)
         room = self.engine.max_sequence_tokens - len(prompt)
         max_tokens = room if params.max_tokens is None else params.max_tokens
@@ -99,7 +99,7 @@ class Door:
                 param="model",
                 code="unsupported_task",
             )
-        self._check_tokens(prompt)
+        self._check_tokens(prompt, "input")
         whole = not engine.is_causal or engine.pooling != "last"
         longest = min(engine.max_sequence_tokens, engine.max_batch_tokens if whole else engine.max_sequence_tokens)
         if len(prompt) > longest:
@@ -122,15 +122,13 @@ class Door:
             ),
         )
 
-    def _check_tokens(self, prompt: Sequence[int]) -> None:
+    def _check_tokens(self, tokens: Sequence[int], param: str) -> None:
         """Ids outside the vocabulary would read past the embedding table."""
         vocab_size = self.engine.vocab_size
-        if not prompt:
-            raise InvalidRequest("the prompt is empty; give at least one token", param="prompt", code="invalid_value")
-        if min(prompt) < 0 or max(prompt) >= vocab_size:
-            raise InvalidRequest(
-                f"the prompt holds a token id outside 0..{vocab_size - 1}", param="prompt", code="invalid_value"
-            )
+        if not tokens:
+            raise InvalidRequest(f"the {param} is empty; give at least one token", param=param, code="invalid_value")
+        if min(tokens) < 0 or max(tokens) >= vocab_size:
+            raise _out_of_vocabulary(param, vocab_size)
 
     def _check_listed_tokens(self, params: SamplingParams) -> None:
         vocab_size = self.engine.vocab_size

@@ -35,7 +35,7 @@ from orcinus.engine.messages import (
     exit_code_of,
 )
 from orcinus.engine.timeline import Observer
-from orcinus.errors import SystemFault
+from orcinus.errors import InvalidRequest, SystemFault
 
 # How long suspects are waited for after an engine's start: their front ends are told of it at once.
 ABSENT_SECONDS = 1.0
@@ -100,10 +100,22 @@ class EngineProcess:
         self._obey()
         while not self._is_stopping:
             try:
-                front, frame = self._socket.recv_multipart(zmq.NOBLOCK)
+                front, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._take(front, self._decode(frame))
+            message = self._read(frames)
+            if message is not None:
+                self._take(front, message)
+
+    def _read(self, frames: list[bytes]) -> ToEngine | None:
+        """None for what no front end of ours would send: it must not cost the others anything."""
+        try:
+            (frame,) = frames
+            message: ToEngine = self._decode(frame)
+        except (msgspec.MsgspecError, ValueError, InvalidRequest) as error:
+            _say(f"a message that can't be read was dropped: {error}")
+            return None
+        return message
 
     def _obey(self) -> None:
         """The supervisor's orders; without a supervisor there is nobody to serve for."""

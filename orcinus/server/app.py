@@ -32,7 +32,7 @@ from orcinus.server.neighbours import NeighbourStream, front_digits
 from orcinus.server.openapi import openapi_document
 from orcinus.server.page_api import PAGE_PATHS, PageApi
 from orcinus.server.prompts import Prompts
-from orcinus.server.protocol import ChatRequest, CompletionRequest, GenerateRequest, parse
+from orcinus.server.protocol import ChatRequest, CompletionRequest, GenerateRequest
 from orcinus.server.responses import Dialect, ReplyFrame
 from orcinus.server.streams import EventStream, StreamLog
 from orcinus.server.text_api import DETOKENIZE_PATHS, TOKENIZE_PATHS, TextApi
@@ -68,12 +68,11 @@ def create_app(context: ServerContext) -> Starlette:
             Route("/openapi.json", api.openapi),
             *(Route(path, page.file) for path in PAGE_PATHS),
         ],
-        middleware=[Middleware(Gate, keys=context.api_keys)],
+        middleware=[Middleware(Gate, keys=context.api_keys, listener=context.listener)],
         exception_handlers={
             OrcinusError: handle_error,
             HTTPException: handle_error,
             ClientDisconnect: _nobody_listens,
-            Exception: handle_error,
         },
     )
     app.router.redirect_slashes = False
@@ -95,7 +94,7 @@ class _Api:
 
     async def completions(self, request: Request) -> WholeAnswer | EventStream:
         """POST /v1/completions."""
-        asked = parse(await self._intake.body(request), self._completion_decoder)
+        asked = await self._intake.parse(request, self._completion_decoder)
         frame = self._frame("cmpl-", asked)
         params = completion_params(asked, self._context.defaults)
         terms, given = self._terms(request, asked), prompts_of(asked)
@@ -116,7 +115,7 @@ class _Api:
 
     async def chat_completions(self, request: Request) -> WholeAnswer | EventStream:
         """POST /v1/chat/completions."""
-        asked = parse(await self._intake.body(request), self._chat_decoder)
+        asked = await self._intake.parse(request, self._chat_decoder)
         frame = self._frame("chatcmpl-", asked)
         params = chat_params(asked, self._context.defaults)
         terms = self._terms(request, asked)

@@ -101,9 +101,13 @@ class CompletionDialect:
         self._unopened.discard(index)
         text = self._prompt_text(index) if self._form.echo and opens else ""
         self._offsets[index] += len(text)
-        logprobs = self._spelling.completion(piece.tokens, piece.logprobs, self._offsets[index])
+        skips = self._requests[index].params.skip_special_tokens
+        logprobs = self._spelling.completion(
+            piece.tokens, piece.logprobs, self._offsets[index], skip_special_tokens=skips
+        )
         if logprobs is not None:
-            self._offsets[index] += sum(map(len, logprobs.tokens))
+            lengths = (self._spelling.shown_length(token, skip_special_tokens=skips) for token in piece.tokens)
+            self._offsets[index] += sum(lengths)
         shown = "" if self._form.hides_answer else piece.text
         choice = CompletionChoice(index, text + shown, logprobs, piece.finish_reason)
         if self._form.with_ids:
@@ -133,13 +137,16 @@ class CompletionDialect:
         """Of the answer, and before it of an echoed prompt."""
         if not self._form.logprobs:
             return None
-        own = self._spelling.completion(tokens, answer.logprobs[: len(tokens)], len(prompt))
+        skips = self._requests[answer.choice].params.skip_special_tokens
+        given = answer.logprobs[: len(tokens)]
+        own = self._spelling.completion(tokens, given, len(prompt), skip_special_tokens=skips)
         if not self._form.echo:
             return own
         ids = self._prompt_ids(answer.choice)
         first = self._spelling.text(ids[0])
         whole = CompletionLogprobs([first], [None], [None], [0])
-        whole.follow(self._spelling.completion(ids[1:], prompt_logprobs, len(first)))
+        begin = self._spelling.shown_length(ids[0], skip_special_tokens=True)
+        whole.follow(self._spelling.completion(ids[1:], prompt_logprobs, begin, skip_special_tokens=True))
         whole.follow(own)
         return whole
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from orcinus.engine.client import ENGINE_DIED, SHUTTING_DOWN
-from orcinus.errors import ClientError, EngineDied, InvalidRequest, OrcinusError, Overloaded, RequestFailed
+from orcinus.errors import ClientError, EngineDied, InvalidRequest, Overloaded, RequestFailed
 
 JSON = "application/json"
 MAX_MESSAGE_CHARACTERS = 2000
@@ -87,11 +87,7 @@ async def handle_error(request: Request, error: Exception) -> Response:
     """Starlette's exception handler, for all of them."""
     if isinstance(error, HTTPException):
         error = _with_url(request, error)
-    response = answer_to(error).response()
-    if not isinstance(error, OrcinusError | HTTPException):
-        # Starlette answers these outside of our own middleware, which would have added it.
-        response.headers["x-request-id"] = request.scope["state"]["request_id"]
-    return response
+    return answer_to(error).response()
 
 
 def _client_error(status: HTTPStatus, error: ClientError) -> ErrorAnswer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import socket
 import sys
@@ -35,11 +36,12 @@ from orcinus.engine.messages import (
 from orcinus.engine.supervisor import tell
 from orcinus.errors import SystemFault
 from orcinus.server.app import create_app
-from orcinus.server.gate import ApiKeys
+from orcinus.server.gate import ApiKeys, Listener
 from orcinus.server.intake import Limits, ServerContext
 from orcinus.server.neighbours import Neighbours
 from orcinus.server.streams import StreamStore
 from orcinus.server.text_workers import TextWorkers
+from orcinus.server.wire import Wire
 from orcinus.text.generation import GenerationDefaults
 from orcinus.text.jobs import TextSide
 
@@ -58,6 +60,7 @@ class FrontConfig(msgspec.Struct, frozen=True, tag="front_config"):
         number: its place among the front ends.
         directory: a private one, for sockets.
         listener: number of the inherited listening socket.
+        host: what its address is called.
         model: folder of the checkpoint: tokenizer, chat template and sampling defaults are read there.
         drain: seconds that running streams may take to finish once the server is to leave.
         max_queue_seconds: see `ServeSettings`.
@@ -67,6 +70,7 @@ class FrontConfig(msgspec.Struct, frozen=True, tag="front_config"):
     number: int
     directory: str
     listener: int
+    host: str
     model: str
     served_model_names: tuple[str, ...]
     api_keys: tuple[str, ...]
@@ -127,7 +131,7 @@ async def _run(control: Control) -> None:
                 await _serve_until(stopping, server, listener, client, config.drain)
     finally:
         listening.cancel()
-        if context is not None and context.text_workers is not None:
+        if context is not None:
             await context.text_workers.close()
         await client.close()
 
@@ -161,9 +165,10 @@ async def _context(config: FrontConfig, client: EngineClient) -> ServerContext:
         client=client,
         door=Door(description, random.SystemRandom()),
         clock=MonotonicClock(),
-        tokenizer=text.side.tokenizer if text.side is not None else None,
-        chat_template=text.side.template if text.side is not None else None,
+        tokenizer=text.side.tokenizer,
+        chat_template=text.side.template,
         text_workers=text.workers,
+        listener=Listener(_address_of(config.listener), config.host),
         served_model_names=config.served_model_names,
         api_keys=ApiKeys(config.api_keys),
         defaults=text.defaults,
@@ -174,18 +179,22 @@ async def _context(config: FrontConfig, client: EngineClient) -> ServerContext:
     )
 
 
+def _address_of(listener: int) -> str:
+    with socket.socket(fileno=os.dup(listener)) as copy:
+        address: str = copy.getsockname()[0]
+    return address
+
+
 class _Text(NamedTuple):
     """What a checkpoint brings for text, and the processes that read what is long."""
 
-    side: TextSide | None
-    workers: TextWorkers | None
+    side: TextSide
+    workers: TextWorkers
     defaults: GenerationDefaults
 
 
 async def _text_side(model: Path) -> _Text:
     side, defaults = await asyncio.to_thread(lambda: (TextSide.load(model), GenerationDefaults.load(model)))
-    if side is None:
-        return _Text(None, None, defaults)
     workers = TextWorkers(model, side)
     workers.warm_up()
     return _Text(side, workers, defaults)
@@ -195,7 +204,7 @@ def _server(context: ServerContext, drain: float) -> _Server:
     return _Server(
         uvicorn.Config(
             create_app(context),
-            http="httptools",
+            http=Wire,
             ws="none",
             lifespan="off",
             # Rooms don't configure logging; and a line for every request costs more than it tells.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import secrets
 from collections.abc import Iterable
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,7 +15,10 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orcinus.server.errors import JSON, HttpRefusal, answer_to
+from orcinus.server.hosts import is_allowed
 from orcinus.server.page_api import PAGE_PATHS
+
+logger = logging.getLogger(__name__)
 
 # Everything else needs the key. A new route is closed until somebody opens it here.
 PUBLIC_PATHS = frozenset({"/health", "/ready", *PAGE_PATHS})
@@ -55,11 +60,17 @@ def _hash(key: bytes) -> bytes:
 
 
 class Gate:
-    """ASGI middleware around the router."""
+    """ASGI middleware around the router: for whom a request is, whose it is, and no exception past it.
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+    Args:
+        keys: that may pass.
+        listener: where the server listens, and what its user calls that.
+    """
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys, listener: Listener) -> None:
         self._app = app
         self._keys = keys
+        self._listener = listener
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, with `x-request-id` on whatever is answered."""
@@ -68,24 +79,56 @@ class Gate:
             return
         request_id = "req_" + secrets.token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
+        has_begun = False
 
         async def send_named(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
+                has_begun = True
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        authorization = Headers(scope=scope).get("authorization")
-        if scope["path"] in PUBLIC_PATHS or self._keys.allow(authorization):
-            scope["state"]["key"] = self._keys.owner(authorization)
+        headers = Headers(scope=scope)
+        refusal = self._refusal(scope["path"], headers)
+        if refusal is not None:
+            await answer_to(refusal).response()(scope, receive, send_named)
+            return
+        scope["state"]["key"] = self._keys.owner(headers.get("authorization"))
+        try:
             await self._app(scope, receive, send_named)
-        else:
-            await answer_to(_NO_KEY).response()(scope, receive, send_named)
+        except Exception as error:
+            logger.exception("request %s failed", request_id)
+            if not has_begun:
+                await answer_to(error).response()(scope, receive, send_named)
+
+    def _refusal(self, path: str, headers: Headers) -> HttpRefusal | None:
+        listener = self._listener
+        # With a key a stranger's page can't ask anything, whatever name it came by.
+        if not self._keys and not is_allowed(headers.getlist("host"), listener.address, listener.name):
+            return _WRONG_HOST
+        if path not in PUBLIC_PATHS and not self._keys.allow(headers.get("authorization")):
+            return _NO_KEY
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Where the server listens, and what its user calls that; without an address anything may be meant."""
+
+    address: str = ""
+    name: str = ""
 
 
 _NO_KEY = HttpRefusal(
     HTTPStatus.UNAUTHORIZED,
     "Incorrect or missing API key. Send it as `Authorization: Bearer KEY`.",
     code="invalid_api_key",
+)
+_WRONG_HOST = HttpRefusal(
+    HTTPStatus.MISDIRECTED_REQUEST,
+    "Without a key this server answers only to localhost and its own address. Start it with --api-key to use another "
+    "name.",
+    code="host_not_allowed",
 )
 
 

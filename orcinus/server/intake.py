@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -14,17 +15,22 @@ from orcinus.engine.door import Door
 from orcinus.errors import InvalidRequest, Overloaded
 from orcinus.server.answers import EngineFront
 from orcinus.server.errors import JSON, MAX_ECHO_CHARACTERS, HttpRefusal
-from orcinus.server.gate import ApiKeys, key_of, read_json_body
+from orcinus.server.gate import ApiKeys, Listener, key_of, read_json_body
 from orcinus.server.metrics import Metrics
 from orcinus.server.neighbours import Neighbours
+from orcinus.server.protocol import parse
 from orcinus.server.streams import StreamStore
 from orcinus.server.text_workers import TextWorkers
 from orcinus.text.chat import ChatTemplate
 from orcinus.text.generation import GenerationDefaults
-from orcinus.text.jobs import Job, Outcome, Refused
+from orcinus.text.jobs import CheckJson, Job, Outcome, Refused
 from orcinus.text.tokenizer import Tokenizer
 
 _RETRY_SECONDS = 1.0
+# Checking JSON takes so much less time than reading text.
+_JSON_BYTES_A_CHARACTER = 32
+
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +56,9 @@ class ServerContext:
         clock: the engine's clock.
         tokenizer: None serves token ids only.
         chat_template: None serves no conversations.
-        text_workers: for text that takes long; None where there is no tokenizer.
+        text_workers: for text that takes long.
         served_model_names: the first is the one in answers; a request may use any, or none.
+        listener: without a key only its own names are answered to.
         api_keys: empty lets everybody in.
         defaults: for sampling, where a request says nothing.
         streams: what was streamed lately.
@@ -64,8 +71,9 @@ class ServerContext:
     clock: Clock
     tokenizer: Tokenizer | None
     chat_template: ChatTemplate | None
-    text_workers: TextWorkers | None
+    text_workers: TextWorkers
     served_model_names: tuple[str, ...]
+    listener: Listener = field(default_factory=Listener)
     api_keys: ApiKeys = field(default_factory=lambda: ApiKeys(()))
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     limits: Limits = field(default_factory=Limits)
@@ -81,9 +89,16 @@ class Intake:
     context: ServerContext
     metrics: Metrics
 
-    async def body(self, request: Request) -> bytes:
-        """The JSON body, under the size limit."""
-        return await read_json_body(request, self.context.limits.max_body_bytes)
+    async def parse(self, request: Request, decoder: msgspec.json.Decoder[Parsed]) -> Parsed:
+        """The typed request in a JSON body, under the size limit.
+
+        Raises:
+            HttpRefusal: too large, or not said to be JSON.
+            InvalidRequest: it isn't JSON that all readers read alike, or not of this shape.
+        """
+        body = await read_json_body(request, self.context.limits.max_body_bytes)
+        await self.text_job(CheckJson(body), len(body) // _JSON_BYTES_A_CHARACTER, request, None)
+        return parse(body, decoder)
 
     def model_name(self, asked: str | None) -> str:
         """The name to answer under.
@@ -115,16 +130,14 @@ class Intake:
         return self.context.tokenizer
 
     async def text_job(
-        self, job: Job, num_characters: int, request: Request, param: str, *, is_program: bool = False
+        self, job: Job, num_characters: int, request: Request, param: str | None, *, is_program: bool = False
     ) -> Outcome:
         """The outcome of work on text; see `TextWorkers.do`.
 
         Raises:
             InvalidRequest: what the job raised, under `param` if it names nothing else.
         """
-        workers = self.context.text_workers
-        assert workers is not None, "there is a tokenizer"
-        outcome = await workers.do(job, num_characters, key_of(request), is_program=is_program)
+        outcome = await self.context.text_workers.do(job, num_characters, key_of(request), is_program=is_program)
         if isinstance(outcome, Refused):
             raise InvalidRequest(outcome.message, param=outcome.param or param, code=outcome.code)
         return outcome

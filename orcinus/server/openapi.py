@@ -161,7 +161,7 @@ def _get(resource: Resource, schemas: Mapping[type, dict[str, Any]]) -> dict[str
 def _any(kind: type) -> dict[str, Any]:
     """For values that are only refused: anything may stand there."""
     assert kind is object, f"no schema is known for {kind}"
-    return {"description": "anything; only an empty list is served"}
+    return {"description": "what is refused, whatever it holds, unless it is empty"}
 
 
 def _errors(statuses: Mapping[str, str], schemas: Mapping[type, dict[str, Any]]) -> dict[str, Any]:

@@ -26,13 +26,18 @@ from orcinus.server.bounds import (
     Word,
 )
 from orcinus.server.errors import MAX_ECHO_CHARACTERS
-from orcinus.server.strict_json import check_json
 
 
 class StreamOptions(msgspec.Struct):
     """`include_usage`: one more chunk at the end, with the token counts."""
 
     include_usage: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct):
+    """Only `text` is served."""
+
+    type: Word
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True):
@@ -66,6 +71,13 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
     truncate_prompt_tokens: KeptTokens | None = None
     priority: Priority | None = None
     cache_salt: Salt | None = None
+    # What would change the answer, and is refused where it is asked for.
+    response_format: ResponseFormat | None = None
+    guided_json: object = None
+    guided_regex: object = None
+    guided_choice: object = None
+    guided_grammar: object = None
+    structured_outputs: object = None
 
     @property
     def include_usage(self) -> bool:
@@ -119,12 +131,6 @@ class ChatMessage(msgspec.Struct):
 Messages = Annotated[list[ChatMessage], Meta(min_length=1, max_length=4096)]
 
 
-class ResponseFormat(msgspec.Struct):
-    """Only `text` is served."""
-
-    type: Word
-
-
 class ChatRequest(GenerateRequest, kw_only=True):
     """POST /v1/chat/completions."""
 
@@ -134,7 +140,8 @@ class ChatRequest(GenerateRequest, kw_only=True):
     top_logprobs: bounds.NumLogprobs | None = None
     tools: Refused | None = None
     functions: Refused | None = None
-    response_format: ResponseFormat | None = None
+    tool_choice: object = None
+    function_call: object = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template: Text | None = None
@@ -148,10 +155,8 @@ def parse(body: bytes, decoder: msgspec.json.Decoder[Parsed]) -> Parsed:
     """The typed request in a body.
 
     Raises:
-        InvalidRequest: it isn't JSON (no NaN, no Infinity, bounded depth, no key twice), or not of this shape; names
-            the parameter.
+        InvalidRequest: it isn't JSON (no NaN, no Infinity), or not of this shape; names the parameter.
     """
-    check_json(body)
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -186,5 +191,5 @@ def _shape_error(text: str) -> InvalidRequest:
         must = f"{'have' if unit else 'be'} {_RELATIONS[bound['relation']]} {bound['bound']}{unit}"
         return InvalidRequest(f"{where} must {must}", param=path, code="invalid_value")
     code = "invalid_type" if ", got `" in problem else "invalid_value"
-    problem = problem[:1].lower() + problem[1 : 2 * MAX_ECHO_CHARACTERS]
+    problem = problem[:1].lower() + problem[1:MAX_ECHO_CHARACTERS]
     return InvalidRequest(f"{where or 'the body'}: {problem}", param=path or None, code=code)

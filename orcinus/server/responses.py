@@ -207,8 +207,15 @@ class Spelling:
         """Its bytes, which needn't be characters."""
         return [] if self._tokenizer is None else list(self._tokenizer.token_bytes(token))
 
+    def shown_length(self, token: int, *, skip_special_tokens: bool) -> int:
+        """Characters that it has in an answer's text."""
+        hides = self._tokenizer is not None and self._tokenizer.is_silent(
+            token, skip_special_tokens=skip_special_tokens
+        )
+        return 0 if hides else len(self.text(token))
+
     def completion(
-        self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs], offset: int
+        self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs], offset: int, *, skip_special_tokens: bool
     ) -> CompletionLogprobs | None:
         """As /v1/completions has them. The chosen token is among the top ones, as one more if need be."""
         if not logprobs:
@@ -221,7 +228,7 @@ class Spelling:
             out.token_logprobs.append(_finite(entry.logprob))
             out.top_logprobs.append({text: _finite(entry.logprob), **{self.text(t): _finite(v) for t, v in top}})
             out.text_offset.append(offset)
-            offset += len(text)
+            offset += self.shown_length(token, skip_special_tokens=skip_special_tokens)
         return out
 
     def prompt(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> PromptLogprobs:

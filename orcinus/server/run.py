@@ -301,6 +301,7 @@ class _FrontEnd:
                 number=self._number,
                 directory=str(self._directory),
                 listener=self._listener.fileno(),
+                host=settings.host,
                 model=str(settings.model),
                 served_model_names=settings.model_names,
                 api_keys=settings.api_keys,

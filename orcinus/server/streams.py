@@ -191,9 +191,12 @@ class StreamStore:
             InvalidRequest: there was no such event.
         """
         log = self.find(stream_id, key)
-        place = 0 if last_event_id is None else log.place_after(last_event_id)
+        # Its last event has no id of its own, so an empty one names nothing.
+        place = log.place_after(last_event_id) if last_event_id else 0
         if place is None:
-            raise InvalidRequest("the stream has no event with this Last-Event-ID", param="last-event-id")
+            raise InvalidRequest(
+                "the stream has no event with this Last-Event-ID", param="last-event-id", code="invalid_value"
+            )
         return log, place
 
     def release(self, log: StreamLog) -> None:

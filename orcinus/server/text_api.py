@@ -12,7 +12,8 @@ from orcinus.errors import InvalidRequest
 from orcinus.server.bounds import ShortText, TemplateVariables, Text, TokenIds
 from orcinus.server.intake import Intake, json_response
 from orcinus.server.prompts import Prompts
-from orcinus.server.protocol import Messages, parse
+from orcinus.server.protocol import Messages
+from orcinus.server.translate import OWN_TEMPLATE, refuse
 from orcinus.text.jobs import Decoded, DecodeTokens
 
 TOKENIZE_PATHS = ("/tokenize", "/v1/tokenize")
@@ -29,6 +30,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     return_token_strs: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    chat_template: Text | None = None
     chat_template_kwargs: TemplateVariables | None = None
 
 
@@ -65,8 +67,9 @@ class TextApi:
 
     async def tokenize(self, request: Request) -> Response:
         """POST /tokenize."""
-        asked = parse(await self._intake.body(request), self._tokenize_decoder)
+        asked = await self._intake.parse(request, self._tokenize_decoder)
         self._intake.model_name(asked.model)
+        refuse(asked.chat_template, "chat_template", OWN_TEMPLATE)
         tokens = await self._tokens(request, asked)
         reply = TokenizeReply(len(tokens), self._intake.context.door.engine.max_sequence_tokens, tokens)
         if asked.return_token_strs:
@@ -76,7 +79,7 @@ class TextApi:
 
     async def detokenize(self, request: Request) -> Response:
         """POST /detokenize."""
-        asked = parse(await self._intake.body(request), self._detokenize_decoder)
+        asked = await self._intake.parse(request, self._detokenize_decoder)
         self._intake.model_name(asked.model)
         self._intake.tokenizer("tokens")
         vocab_size = self._intake.context.door.engine.vocab_size

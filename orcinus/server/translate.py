@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import msgspec
@@ -13,7 +14,9 @@ from orcinus.server.protocol import ChatMessage, ChatRequest, CompletionRequest,
 from orcinus.text.generation import GenerationDefaults
 
 COMPLETION_MAX_TOKENS = 16
+OWN_TEMPLATE = "a request can't bring its own template"
 MAX_TIMEOUT = 86_400.0
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?", re.ASCII)
 
 
 def completion_params(request: CompletionRequest, defaults: GenerationDefaults) -> SamplingParams:
@@ -22,7 +25,8 @@ def completion_params(request: CompletionRequest, defaults: GenerationDefaults) 
     Raises:
         InvalidRequest: a value out of its range, or a field that isn't served.
     """
-    _refuse(request.suffix, "suffix", "inserting text isn't supported")
+    refuse(request.suffix, "suffix", "inserting text isn't supported")
+    _check_constraints(request)
     max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     if request.echo and max_tokens == 0:
         # Nothing but the prompt is wanted: one token is sampled, and not shown.
@@ -58,11 +62,13 @@ def chat_params(request: ChatRequest, defaults: GenerationDefaults) -> SamplingP
     Raises:
         InvalidRequest: a value out of its range, or a field that isn't served.
     """
-    _refuse(request.tools, "tools", "calling tools isn't supported yet")
-    _refuse(request.functions, "functions", "calling functions isn't supported")
-    _refuse(request.chat_template, "chat_template", "a request can't bring its own template")
-    if request.response_format is not None and request.response_format.type != "text":
-        raise _unsupported("response_format", "only the type `text` is supported yet")
+    refuse(request.tools, "tools", "calling tools isn't supported yet")
+    refuse(request.functions, "functions", "calling functions isn't supported")
+    refuse(request.chat_template, "chat_template", OWN_TEMPLATE)
+    for param, choice in (("tool_choice", request.tool_choice), ("function_call", request.function_call)):
+        if choice not in (None, "none", "auto"):
+            raise _unsupported(param, "there are no tools to choose from")
+    _check_constraints(request)
     if request.top_logprobs is not None and not request.logprobs:
         raise InvalidRequest("top_logprobs needs `logprobs: true`", param="top_logprobs", code="invalid_value")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
@@ -74,8 +80,20 @@ def chat_params(request: ChatRequest, defaults: GenerationDefaults) -> SamplingP
     return _sampling_params(request, defaults, max_tokens, logprobs, words)
 
 
-def _refuse(value: object, param: str, why: str) -> None:
-    """A field that would change the answer if it were served."""
+def _check_constraints(request: GenerateRequest) -> None:
+    """An answer without the constraint that was asked for would be read as one with it."""
+    if request.response_format is not None and request.response_format.type != "text":
+        raise _unsupported("response_format", "only the type `text` is supported yet")
+    for param in ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"):
+        refuse(getattr(request, param), param, "constrained answers aren't supported yet")
+
+
+def refuse(value: object, param: str, why: str) -> None:
+    """A field that would change the answer if it were served.
+
+    Raises:
+        InvalidRequest: it is asked for.
+    """
     if value:
         raise _unsupported(param, why)
 
@@ -138,10 +156,7 @@ def terms_of(request: GenerateRequest, timeout: str | None, now: float) -> Terms
 
 
 def _seconds(timeout: str) -> float:
-    try:
-        seconds = float(timeout)
-    except ValueError:
-        seconds = 0.0
+    seconds = float(timeout) if _SECONDS.fullmatch(timeout) else 0.0
     if not 0 < seconds <= MAX_TIMEOUT:
         raise InvalidRequest(
             f"the header x-request-timeout takes seconds, more than 0 and at most {MAX_TIMEOUT:.0f}",

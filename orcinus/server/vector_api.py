@@ -20,7 +20,6 @@ from orcinus.server.bounds import MAX_INPUTS
 from orcinus.server.delivery import run_while_connected
 from orcinus.server.intake import Intake, json_response
 from orcinus.server.prompts import Prompts
-from orcinus.server.protocol import parse
 from orcinus.server.vector_protocol import (
     ClassData,
     ClassifyReply,
@@ -134,7 +133,7 @@ class VectorApi:
 
     async def embeddings(self, request: Request) -> VectorAnswer:
         """POST /v1/embeddings."""
-        asked = parse(await self._intake.body(request), self._embedding_decoder)
+        asked = await self._intake.parse(request, self._embedding_decoder)
         model = self._intake.model_name(asked.model)
         hidden_size = self._intake.context.door.engine.hidden_size
         if asked.dimensions is not None and asked.dimensions > hidden_size:
@@ -155,7 +154,7 @@ class VectorApi:
 
     async def classify(self, request: Request) -> VectorAnswer:
         """POST /classify."""
-        asked = parse(await self._intake.body(request), self._classify_decoder)
+        asked = await self._intake.parse(request, self._classify_decoder)
         model = self._intake.model_name(asked.model)
         requests = self._admit("classify-", await self._inputs(request, asked.input), classify=True)
         labels = self._intake.context.door.engine.labels
@@ -170,7 +169,7 @@ class VectorApi:
 
     async def score(self, request: Request) -> VectorAnswer:
         """POST /score."""
-        asked = parse(await self._intake.body(request), self._score_decoder)
+        asked = await self._intake.parse(request, self._score_decoder)
         model = self._intake.model_name(asked.model)
         requests, score = await self._score_pairs(request, "score-", pair_up(asked.text_1, asked.text_2))
 
@@ -183,7 +182,7 @@ class VectorApi:
 
     async def rerank(self, request: Request) -> VectorAnswer:
         """POST /rerank."""
-        asked = parse(await self._intake.body(request), self._rerank_decoder)
+        asked = await self._intake.parse(request, self._rerank_decoder)
         model = self._intake.model_name(asked.model)
         documents = [one if isinstance(one, str) else one.text for one in asked.documents]
         requests, score = await self._score_pairs(
@@ -258,7 +257,9 @@ class VectorApi:
 
 def _check_number(count: int) -> None:
     if not 1 <= count <= MAX_INPUTS:
-        raise InvalidRequest(f"{count} inputs; 1 to {MAX_INPUTS} are served at a time", param="input")
+        raise InvalidRequest(
+            f"{count} inputs; 1 to {MAX_INPUTS} are served at a time", param="input", code="invalid_value"
+        )
 
 
 def _id(prefix: str) -> str:

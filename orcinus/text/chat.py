@@ -78,6 +78,7 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"the chat template has no variable {unknown[0][:100]!r}; it knows {sorted(self._variables)}",
                 param="chat_template_kwargs",
+                code="invalid_value",
             )
         try:
             pieces = self._template.generate(
@@ -95,7 +96,9 @@ class ChatTemplate:
             # Templates speak to the caller through raise_exception; what else goes wrong is no news for strangers.
             reason = str(error)[:200] if isinstance(error, _Refusal) else "its shape is not what the template expects"
             raise InvalidRequest(
-                f"the model's chat template refuses this conversation: {reason}", param="messages"
+                f"the model's chat template refuses this conversation: {reason}",
+                param="messages",
+                code="invalid_value",
             ) from error
         return _cut_after(text, messages[-1]) if continue_final_message else text
 
@@ -135,6 +138,7 @@ def _cut_after(text: str, message: Message) -> str:
         raise InvalidRequest(
             "continue_final_message needs a last message whose content the chat template keeps as it is",
             param="continue_final_message",
+            code="invalid_value",
         )
     # Templates often strip a message; where this one doesn't, its trailing space belongs to what is continued.
     exact = text.rfind(content)

@@ -11,6 +11,7 @@ import msgspec
 from orcinus.core.request import pack_tokens, unpack_tokens
 from orcinus.errors import InvalidRequest
 from orcinus.text.chat import ChatTemplate, Scalar
+from orcinus.text.strict_json import check_json
 from orcinus.text.tokenizer import Tokenizer
 
 
@@ -43,7 +44,14 @@ class DecodeTokens(msgspec.Struct, frozen=True, tag="decode"):
     tokens: bytes
 
 
-Job = EncodeTexts | EncodePairs | EncodeConversation | DecodeTokens
+class CheckJson(msgspec.Struct, frozen=True, tag="check_json"):
+    """Whether a body is JSON that all readers read alike; see `strict_json`."""
+
+    body: bytes
+
+
+TextJob = EncodeTexts | EncodePairs | EncodeConversation | DecodeTokens
+Job = CheckJson | TextJob
 
 
 class TokenLists(msgspec.Struct, frozen=True, tag="tokens"):
@@ -56,6 +64,10 @@ class TokenLists(msgspec.Struct, frozen=True, tag="tokens"):
     def lists(self) -> list[list[int]]:
         """Unpacked."""
         return [unpack_tokens(tokens).tolist() for tokens in self.packed]
+
+
+class Checked(msgspec.Struct, frozen=True, tag="checked"):
+    """Nothing is wrong with it."""
 
 
 class Decoded(msgspec.Struct, frozen=True, tag="decoded"):
@@ -76,25 +88,25 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
         return InvalidRequest(self.message, param=self.param, code=self.code)
 
 
-Outcome = TokenLists | Decoded | Refused
+Outcome = Checked | TokenLists | Decoded | Refused
 
 
 @dataclass(frozen=True, slots=True)
 class TextSide:
-    """What a checkpoint brings for text: a tokenizer, and perhaps a chat template."""
+    """What a checkpoint brings for text: a tokenizer, and a chat template; one without serves token ids only."""
 
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     template: ChatTemplate | None
 
     @classmethod
-    def load(cls, model: Path) -> TextSide | None:
-        """Of a checkpoint; None if it has no tokenizer.
+    def load(cls, model: Path) -> TextSide:
+        """Of a checkpoint.
 
         Raises:
             CheckpointError: files that can't be used.
         """
         tokenizer = Tokenizer.load(model)
-        return None if tokenizer is None else cls(tokenizer, ChatTemplate.of(tokenizer))
+        return cls(tokenizer, ChatTemplate.of(tokenizer))
 
     def do(self, job: Job) -> Outcome:
         """The outcome of one job."""
@@ -104,20 +116,28 @@ class TextSide:
             return Refused(error.message, error.param, error.code)
 
     def _do(self, job: Job) -> Outcome:
-        encode = self.tokenizer.encode
+        if isinstance(job, CheckJson):
+            check_json(job.body)
+            return Checked()
+        assert self.tokenizer is not None, "text needs a tokenizer; the caller has checked"
+        return self._read(job, self.tokenizer)
+
+    def _read(self, job: TextJob, tokenizer: Tokenizer) -> Outcome:
         match job:
             case EncodeTexts():
                 special = job.add_special_tokens
-                return TokenLists([pack_tokens(encode(text, add_special_tokens=special)) for text in job.texts])
+                return TokenLists(
+                    [pack_tokens(tokenizer.encode(text, add_special_tokens=special)) for text in job.texts]
+                )
             case EncodePairs():
-                inputs = [self.tokenizer.encode_pair(*pair) for pair in job.pairs]
+                inputs = [tokenizer.encode_pair(*pair) for pair in job.pairs]
                 return TokenLists([pack_tokens(tokens) for tokens, _ in inputs], [second for _, second in inputs])
             case EncodeConversation():
                 text = self._render(job)
-                return TokenLists([pack_tokens(encode(text, add_special_tokens=job.add_special_tokens))])
+                return TokenLists([pack_tokens(tokenizer.encode(text, add_special_tokens=job.add_special_tokens))])
             case DecodeTokens():
                 tokens = unpack_tokens(job.tokens)
-                return Decoded(self.tokenizer.decode(tokens.tolist(), skip_special_tokens=False))
+                return Decoded(tokenizer.decode(tokens.tolist(), skip_special_tokens=False))
 
     def _render(self, job: EncodeConversation) -> str:
         assert self.template is not None, "conversations need a chat template; the caller has checked"

@@ -44,7 +44,6 @@ def main(arguments: list[str]) -> int:
     """`MODEL --control FD`: one job after the other, until nobody sends any."""
     model, end = Path(arguments[0]), socket.socket(fileno=int(arguments[2]))
     side = TextSide.load(model)
-    assert side is not None, "there is no tokenizer to work with"
     _bound_memory()
     with end, end.makefile("rwb") as wire:
         wire.write(READY)

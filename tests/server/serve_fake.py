@@ -16,7 +16,21 @@ FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
 def main() -> None:
     """Settings come from the environment, as tests set it."""
     folder, *options = sys.argv[1:]
-    settings = ServeSettings(
+    try:
+        serve(
+            settings_of(folder),
+            lambda known: [sys.executable, str(FAKE_ENGINE), *options],
+            on_progress=lambda text: None,
+            on_ready=lambda description, url: print(url, flush=True),
+        )
+    except OrcinusError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    assert "torch" not in sys.modules
+
+
+def settings_of(folder: str) -> ServeSettings:
+    """From the environment."""
+    return ServeSettings(
         model=Path(folder),
         host=os.environ.get("TEST_HOST", "127.0.0.1"),
         port=int(os.environ.get("TEST_PORT", "0")),
@@ -26,16 +40,6 @@ def main() -> None:
         front_ends=int(os.environ.get("TEST_FRONT_ENDS", "1")),
         limits=Limits(max_body_bytes=200_000, max_live=8),
     )
-    try:
-        serve(
-            settings,
-            lambda known: [sys.executable, str(FAKE_ENGINE), *options],
-            on_progress=lambda text: None,
-            on_ready=lambda description, url: print(url, flush=True),
-        )
-    except OrcinusError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    assert "torch" not in sys.modules
 
 
 if __name__ == "__main__":

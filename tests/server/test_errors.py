@@ -14,6 +14,7 @@ from served import Served
 
 pytestmark = pytest.mark.slow
 
+JSON_POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 BASE = {"prompt": "hi", "max_tokens": 2}
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 # No address, path, trace or name of ours may be told to strangers.
@@ -125,8 +126,8 @@ def test_a_bad_completion_request_is_a_400_that_names_the_parameter(
         ({"functions": [{"name": "f"}]}, "unsupported_parameter", "functions"),
         ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
         ({"chat_template": "{{ 1 }}"}, "unsupported_parameter", "chat_template"),
-        ({"chat_template_kwargs": {"nonsense": 1}}, None, "chat_template_kwargs"),
-        ({"chat_template_kwargs": {"messages": "x"}}, None, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"nonsense": 1}}, "invalid_value", "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"messages": "x"}}, "invalid_value", "chat_template_kwargs"),
         ({"chat_template_kwargs": {"a": [1]}}, "invalid_type", "chat_template_kwargs"),
     ],
 )
@@ -249,9 +250,9 @@ def test_the_sdk_raises_its_own_classes(served: Served) -> None:
     [
         b"POST /v1/completions HTTP/1.1\r\n\r\n",
         b"GARBAGE\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: nine\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n{",
-        b"GET /v1/models\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
+        JSON_POST + b"Content-Length: nine\r\n\r\n",
+        JSON_POST + b"Content-Length: 900\r\n\r\n{",
+        b"GET /v1/models\x00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
 )
 def test_a_broken_wire_harms_nobody(served: Served, wire: bytes) -> None:
@@ -267,7 +268,9 @@ def test_a_broken_wire_harms_nobody(served: Served, wire: bytes) -> None:
 
 def test_a_stream_is_events_and_ends_with_done_in_the_last_write(served: Served) -> None:
     body = json.dumps(BASE | {"stream": True, "prompt": "the fox"}).encode()
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    )
     with socket.create_connection(served.address, timeout=60) as connection:
         connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         answer = b"".join(iter(lambda: connection.recv(65536), b""))

@@ -133,7 +133,7 @@ def test_a_checkpoint_that_no_worker_can_read_fails_the_request(
 ) -> None:
     with pytest.raises(RequestFailed):
         do(tmp_path, side, say("one"))
-    assert "no tokenizer" in capfd.readouterr().err
+    assert "needs a tokenizer" in capfd.readouterr().err
 
 
 def test_no_process_is_left(model: Path, side: TextSide) -> None:

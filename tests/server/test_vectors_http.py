@@ -78,9 +78,9 @@ def test_more_inputs_than_may_be_live_are_taken_in_turns(client: openai.OpenAI) 
     [
         ({}, "input"),
         ({"input": []}, "input"),
-        ({"input": [""]}, "prompt"),
+        ({"input": [""]}, "input"),
         ({"input": ["text", [1]]}, "input"),
-        ({"input": [[1, 512]]}, "prompt"),
+        ({"input": [[1, 512]]}, "input"),
         ({"input": ["x"] * 2049}, "input"),
         ({"input": [[1] * 4097]}, "input"),
         ({"input": "x", "encoding_format": "hex"}, "encoding_format"),

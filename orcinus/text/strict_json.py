@@ -9,13 +9,14 @@ import json
 import re
 
 from orcinus.errors import InvalidRequest
-from orcinus.server.errors import MAX_ECHO_CHARACTERS
 
 MAX_DEPTH = 64
 MAX_NUMBER_CHARACTERS = 64
 MAX_NODES = 1_000_000
+_MAX_ECHO_CHARACTERS = 100
 
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# Nothing is read twice: possessive, and a string without an end goes to the end.
+_STRING = re.compile(rb'"(?>[^"\\]+|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _LONG_NUMBER = re.compile(rb"[-+.0-9eE]{%d,}" % (MAX_NUMBER_CHARACTERS + 1))
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _OPENING = frozenset(b"[{")
@@ -27,24 +28,30 @@ def check_json(body: bytes) -> None:
     Raises:
         InvalidRequest: it does one of these things; it names which.
     """
+    try:
+        # The decoder skips what it doesn't know unread.
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("the body is not UTF-8") from error
     outside = _STRING.sub(b'""', body)
     if _LONG_NUMBER.search(outside):
         raise InvalidRequest(f"the body holds a number of more than {MAX_NUMBER_CHARACTERS} characters")
     if outside.count(b",") + outside.count(b":") > MAX_NODES:
         raise InvalidRequest(f"the body holds more than {MAX_NODES} values")
-    if _depth(outside) > MAX_DEPTH:
+    if _is_deep(outside):
         raise InvalidRequest(f"the JSON body is nested too deeply; at most {MAX_DEPTH} levels are read")
     if outside.count(b":") > 1:
         _check_keys(body)
 
 
-def _depth(outside: bytes) -> int:
-    """Of the deepest bracket, strings left out."""
-    depth = deepest = 0
+def _is_deep(outside: bytes) -> bool:
+    """Whether a bracket lies too deep, strings left out."""
+    depth = 0
     for bracket in outside.translate(None, _NO_BRACKETS):
         depth += 1 if bracket in _OPENING else -1
-        deepest = max(deepest, depth)
-    return deepest
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
 def _check_keys(body: bytes) -> None:
@@ -60,6 +67,6 @@ def _without_twins(pairs: list[tuple[str, object]]) -> None:
     for key, _ in pairs:
         if key in seen:
             raise InvalidRequest(
-                f"the key {key[:MAX_ECHO_CHARACTERS]!r} is there twice", param=key[:MAX_ECHO_CHARACTERS]
+                f"the key {key[:_MAX_ECHO_CHARACTERS]!r} is there twice", param=key[:_MAX_ECHO_CHARACTERS]
             )
         seen.add(key)
