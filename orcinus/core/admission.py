@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from orcinus.core.kv.pool import BlockPool
+from orcinus.core.kv.prefix import PrefixCache
 from orcinus.core.kv.table import blocks_for
-from orcinus.core.sequence import SequenceGroup
+from orcinus.core.sequence import Sequence, SequenceGroup
 
 AdmissionName = Literal["reserve", "on_demand"]
 
@@ -39,7 +40,7 @@ class Reserve:
 
     may_preempt = False
 
-    def __init__(self, pool: BlockPool, block_size: int) -> None:
+    def __init__(self, pool: BlockPool, cache: PrefixCache, block_size: int) -> None:
         self._pool = pool
         self._block_size = block_size
         self.promised = 0
@@ -68,8 +69,9 @@ class OnDemand:
 
     may_preempt = True
 
-    def __init__(self, pool: BlockPool, block_size: int) -> None:
+    def __init__(self, pool: BlockPool, cache: PrefixCache, block_size: int) -> None:
         self._pool = pool
+        self._cache = cache
         self._block_size = block_size
 
     def fits(self, group: SequenceGroup, num_running: int) -> bool:
@@ -80,7 +82,13 @@ class OnDemand:
         live = group.live
         shared = (live[0].num_prompt_tokens - 1) // self._block_size
         needed = sum(blocks_for(sequence.num_tokens + 1, self._block_size) for sequence in live)
-        return needed - shared * (len(live) - 1) + num_running <= self._pool.num_free or num_running == 0
+        missing = needed - shared * (len(live) - 1) + num_running - self._pool.num_free
+        return missing <= 0 or num_running == 0 or missing <= self._num_shared(live[0])
+
+    def _num_shared(self, sequence: Sequence) -> int:
+        """Blocks that it would share with somebody who uses them now: they take nothing from what is free."""
+        found = self._cache.find(sequence)
+        return len(found) - self._pool.count_cached(found)
 
     def enter(self, group: SequenceGroup) -> None:
         """Nothing is promised."""

@@ -1,4 +1,4 @@
-"""What the scheduler is told once, at start."""
+"""What the scheduler is told once, at start, and the requests that it can therefore never run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Literal
 
 import msgspec
 
-from orcinus.core.admission import ADMISSIONS, AdmissionName
+from orcinus.core.admission import ADMISSIONS, AdmissionName, worst_case_blocks
 from orcinus.core.policy import POLICIES
-from orcinus.errors import ConfigurationError, nearest
+from orcinus.core.request import Request
+from orcinus.errors import ConfigurationError, InvalidRequest, nearest
 
 
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,6 +22,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_batch_size: most sequences in one plan.
         num_stages: pipeline stages; as many plans of disjoint batches are in flight (Orca's n_workers).
         lookahead: 1 lets a decoding sequence be scheduled again before its token is back.
+        enable_prefix_caching: blocks with equal beginnings are found and shared (SYSTEMS.md §3). Off here, as in
+            recordings from before there was a cache and as Algorithm 1 has it; an engine turns it on.
 
     Raises:
         ConfigurationError: naming the field, its value and the bound.
@@ -34,6 +37,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     lookahead: Literal[0, 1] = 0
     admission: AdmissionName = "on_demand"
     policy: str = "fcfs"
+    enable_prefix_caching: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "block_size", "max_batch_tokens", "max_batch_size", "num_stages"):
@@ -64,3 +68,28 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     def max_running(self) -> int:
         """Most sequences admitted at a time: a full batch for each stage."""
         return self.max_batch_size * self.num_stages
+
+
+def refuse_impossible(request: Request, config: SchedulerConfig) -> None:
+    """Turn away what could not run even alone.
+
+    Raises:
+        InvalidRequest: with the numbers, and what to shorten.
+    """
+    n = request.params.n
+    worst = worst_case_blocks(request.num_prompt_tokens, request.max_tokens, n, config.block_size)
+    if worst > config.num_blocks or n > config.max_running:
+        raise InvalidRequest(
+            f"the request may need {worst} KV blocks and {n} sequences; this engine has "
+            f"{config.num_blocks} and {config.max_running}. Shorten the prompt, max_tokens or n.",
+            code="context_length_exceeded",
+        )
+    if request.is_whole and request.num_prompt_tokens > config.max_batch_tokens:
+        raise InvalidRequest(
+            f"the {request.num_prompt_tokens} tokens must run in one iteration, and this engine's iterations have "
+            f"{config.max_batch_tokens}. Shorten the input, or start with a larger max_batch_tokens.",
+            param="prompt",
+            code="context_length_exceeded",
+        )
+    if len(request.resumed) not in (0, n):
+        raise InvalidRequest(f"resumed holds {len(request.resumed)} answers, n is {n}", param="resumed")

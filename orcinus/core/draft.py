@@ -41,6 +41,11 @@ class Entry:
     copied: bool
     incarnation: int
 
+    @property
+    def is_current(self) -> bool:
+        """Its KV will count: the sequence lives, and has not lost its blocks since."""
+        return self.incarnation == self.sequence.incarnation and not self.sequence.is_finished
+
 
 @dataclass(slots=True)
 class PlanInFlight:

@@ -9,7 +9,7 @@ import msgspec
 
 
 class Added(msgspec.Struct, frozen=True, tag="added"):
-    """A request came in."""
+    """A request came in; its n sequences are numbered from `first_seq_id`."""
 
     at: float
     request_id: str
@@ -17,14 +17,34 @@ class Added(msgspec.Struct, frozen=True, tag="added"):
     max_tokens: int
     n: int
     resumed_tokens: int
+    first_seq_id: int = 0
 
 
 class Blocked(msgspec.Struct, frozen=True, tag="blocked"):
-    """The first request in line had to wait: for `kv_blocks`, `batch_size`, `token_budget` or `in_flight`."""
+    """The first request in line had to wait: for `kv_blocks`, `batch_size`, `token_budget` or `in_flight`.
+
+    Or it was admitted and waits, for `prefix`: a plan in flight computes what it can share.
+    """
 
     at: float
     request_id: str
     reason: str
+
+
+class CacheHit(msgspec.Struct, frozen=True, tag="cache_hit"):
+    """A sequence began behind `tokens` whose KV was there; again after each preemption."""
+
+    at: float
+    request_id: str
+    index: int
+    tokens: int
+
+
+class Evicted(msgspec.Struct, frozen=True, tag="evicted"):
+    """So many cached `blocks` were taken for other KV since the last plan."""
+
+    at: float
+    blocks: int
 
 
 class Admitted(msgspec.Struct, frozen=True, tag="admitted"):
@@ -83,7 +103,7 @@ class EpochStarted(msgspec.Struct, frozen=True, tag="epoch"):
     kv_lost: bool
 
 
-Event = Added | Blocked | Admitted | Scheduled | Forked | Preempted | Finished | EpochStarted
+Event = Added | Blocked | CacheHit | Evicted | Admitted | Scheduled | Forked | Preempted | Finished | EpochStarted
 
 
 class Journal:

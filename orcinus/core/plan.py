@@ -117,6 +117,10 @@ class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
     pooled: bytes = b""
 
 
+# The failure code of KV that isn't finite, or led to what isn't; it may have come with a prefix from the cache.
+NUMERICAL_ERROR = "numerical_error"
+
+
 class SequenceFailure(msgspec.Struct, frozen=True, array_like=True):
     """The work of one sequence failed (`code` is stable); no other sequence is touched."""
 

@@ -20,6 +20,7 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
         error_code, error_message: set with `FinishReason.ERROR`.
         stop_token: the end token that ended it (also the last of `tokens`), if one did.
         pooled: the vector, packed float32, where the request wants one instead of tokens.
+        cached_tokens: of the prompt, found in the prefix cache when the request first began; the same each time.
     """
 
     request_id: str
@@ -32,3 +33,4 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
     error_message: str = ""
     stop_token: int | None = None
     pooled: bytes = b""
+    cached_tokens: int = 0

@@ -150,7 +150,10 @@ class Recorder:
         self._write(self._encode(record))
 
     def _disguise(self, request: Request) -> Request:
-        """The request without its text: surrogate tokens, and no stop strings (they act through `abort`)."""
+        """The request without its text: surrogate tokens, and no stop strings (they act through `abort`).
+
+        A salt is a secret among those who share it; that two are equal is all that decides.
+        """
         kept = request.end_token_ids
         prompt = _Surrogates(self._key)
         # In a prompt an end token decides nothing, and kept it would part requests that share all but their stops.
@@ -159,7 +162,10 @@ class Recorder:
         params = msgspec.structs.replace(
             request.params, stop=None, logit_bias=None, allowed_token_ids=None, banned_token_ids=None
         )
-        return msgspec.structs.replace(request, prompt=tokens.tobytes(), resumed=resumed, params=params)
+        salt = request.cache_salt and blake2b(request.cache_salt.encode(), key=self._key, digest_size=16).hexdigest()
+        return msgspec.structs.replace(
+            request, prompt=tokens.tobytes(), resumed=resumed, params=params, cache_salt=salt
+        )
 
     def _follow(self, plan: IterationPlan) -> None:
         """Keep a chain for each live sequence that the workers have known; a restated one starts again."""

@@ -12,12 +12,14 @@ from collections import deque
 from math import inf
 
 from orcinus.core import journal as why
-from orcinus.core.admission import ADMISSIONS, worst_case_blocks
-from orcinus.core.config import SchedulerConfig
+from orcinus.core.admission import ADMISSIONS
+from orcinus.core.config import SchedulerConfig, refuse_impossible
 from orcinus.core.draft import Draft, Entry, PlanInFlight, chunk_end
 from orcinus.core.kv.pool import BlockPool
+from orcinus.core.kv.prefix import PrefixCache
+from orcinus.core.kv.radix import RadixTree
 from orcinus.core.kv.table import blocks_for
-from orcinus.core.plan import IterationPlan, IterationResult, SequenceFailure, SequenceOutput
+from orcinus.core.plan import NUMERICAL_ERROR, IterationPlan, IterationResult, SequenceFailure, SequenceOutput
 from orcinus.core.policy import POLICIES
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason, Request
@@ -38,18 +40,21 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig, journal: why.Journal) -> None:
         self.config = config
         self.journal = journal
-        self.pool = BlockPool(config.num_blocks)
+        tree = RadixTree(config.num_blocks, config.block_size)
+        self.pool = BlockPool(config.num_blocks, tree)
+        self.cache = PrefixCache(self.pool, tree, config.block_size, is_enabled=config.enable_prefix_caching)
         self.waiting: list[SequenceGroup] = []
         self.running: list[SequenceGroup] = []
         self.epoch = 0
         self.num_iterations = 0
         self._policy = POLICIES[config.policy]()
-        self._admission = ADMISSIONS[config.admission](self.pool, config.block_size)
+        self._admission = ADMISSIONS[config.admission](self.pool, self.cache, config.block_size)
         self._groups: dict[str, SequenceGroup] = {}
         self._in_flight: deque[PlanInFlight] = deque()
         self._num_requests = 0
         self._num_sequences = 0
         self._num_running = 0
+        self._num_evicted = 0
         self._resort_at = inf
         # (deadline, group number, group) of those that have one, soonest first; ended groups are skipped when met.
         self._deadlines: list[tuple[float, int, SequenceGroup]] = []
@@ -81,25 +86,10 @@ class Scheduler:
         params = request.params
         if request.request_id in self._groups:
             raise InvalidRequest(f"request id {request.request_id[:100]!r} is in use", param="request_id")
-        worst = worst_case_blocks(request.num_prompt_tokens, request.max_tokens, params.n, self.config.block_size)
-        if worst > self.pool.num_blocks or params.n > self.config.max_running:
-            raise InvalidRequest(
-                f"the request may need {worst} KV blocks and {params.n} sequences; this engine has "
-                f"{self.pool.num_blocks} and {self.config.max_running}. Shorten the prompt, max_tokens or n.",
-                code="context_length_exceeded",
-            )
-        if request.is_whole and request.num_prompt_tokens > self.config.max_batch_tokens:
-            raise InvalidRequest(
-                f"the {request.num_prompt_tokens} tokens must run in one iteration, and this engine's iterations have "
-                f"{self.config.max_batch_tokens}. Shorten the input, or start with a larger max_batch_tokens.",
-                param="prompt",
-                code="context_length_exceeded",
-            )
-        if len(request.resumed) not in (0, params.n):
-            raise InvalidRequest(f"resumed holds {len(request.resumed)} answers, n is {params.n}", param="resumed")
+        refuse_impossible(request, self.config)
         sequences = [Sequence(self._num_sequences + index, request, index) for index in range(params.n)]
         for sequence in sequences:
-            self._settle(sequence)
+            sequence.settle()
         if all(sequence.is_finished for sequence in sequences):
             raise InvalidRequest("every answer in resumed is complete; nothing is left to generate", param="resumed")
         group = SequenceGroup(request, self._num_requests, sequences)
@@ -111,16 +101,10 @@ class Scheduler:
         if request.deadline is not None:
             heapq.heappush(self._deadlines, (request.deadline, group.number, group))
         resumed = sum(sequence.num_generated for sequence in sequences)
+        first, prompt = sequences[0].seq_id, request.num_prompt_tokens
         self.journal.write(
-            why.Added(now, request.request_id, request.num_prompt_tokens, request.max_tokens, params.n, resumed)
+            why.Added(now, request.request_id, prompt, request.max_tokens, params.n, resumed, first_seq_id=first)
         )
-
-    def _settle(self, sequence: Sequence) -> None:
-        """A resumed answer that is complete has ended, and its client was told so before the failure."""
-        if sequence.num_generated:
-            sequence.finish_reason = self._reason_to_stop(sequence, sequence.tokens[-1])
-        if sequence.finish_reason is not None:
-            sequence.state = SequenceState.FINISHED
 
     def abort(
         self, request_id: str, now: float, index: int | None = None, cause: FinishReason = FinishReason.ABORT
@@ -186,9 +170,14 @@ class Scheduler:
         return self._groups[sequence.request.request_id].leader() is sequence
 
     def _serve(self, draft: Draft, group: SequenceGroup, sequence: Sequence, now: float) -> bool:
-        """Give `sequence` its next tokens: one if it decodes, else as many as the budget leaves."""
-        start = sequence.num_scheduled
+        """Give `sequence` its next tokens: one if it decodes, else as many as the budget leaves.
+
+        False if it lacks budget or blocks; who waits for a prefix lacks neither.
+        """
         is_decode = sequence.is_decoding
+        if sequence.num_scheduled == 0 and not self._begin(draft, group, sequence, now):
+            return True
+        start = sequence.num_scheduled
         budget = 1 if is_decode else draft.prefill_left
         known = sequence.num_tokens + sequence.num_pending
         end = chunk_end(start, known, budget, self.config.block_size)
@@ -208,6 +197,28 @@ class Scheduler:
         draft.prefill_left -= 0 if is_decode else end - start
         self._policy.on_service(group, end - start, now)
         return True
+
+    def _begin(self, draft: Draft, group: SequenceGroup, sequence: Sequence, now: float) -> bool:
+        """Take what the cache has of its tokens; False if it should wait for more, which a plan is computing."""
+        if not self.cache.is_enabled:
+            return True
+        found = self.cache.find(sequence)
+        in_flight = (draft.entries, *(plan.entries for plan in self._in_flight))
+        if any(self.cache.is_underway(sequence, len(found), entries) for entries in in_flight):
+            self._block(group, "prefix", now)
+            return False
+        if group.cached_tokens is None:
+            sequence.num_found_blocks = len(found)
+            group.cached_tokens = min(len(found) * self.config.block_size, sequence.num_prompt_tokens)
+        if found:
+            self._take(sequence, found, now)
+            if sequence.num_computed >= max(1, sequence.num_prompt_tokens - 1):
+                self._fork(group, sequence, now)
+        return True
+
+    def _take(self, sequence: Sequence, found: list[int], now: float) -> None:
+        self.cache.take(sequence, found)
+        self.journal.write(why.CacheHit(now, sequence.request.request_id, sequence.index, sequence.num_computed))
 
     def _make_room(self, group: SequenceGroup, needed: int, now: float) -> bool:
         """Preempt the latest arrivals until `needed` blocks are free; False if they aren't (yet).
@@ -229,15 +240,19 @@ class Scheduler:
             group = self.waiting[0]
             reason = self._obstacle(group, draft)
             if reason:
-                if reason != group.blocked_by:
-                    group.blocked_by = reason
-                    self.journal.write(why.Blocked(now, group.request.request_id, reason))
+                self._block(group, reason, now)
                 return
             self._start(group, now)
             leader = group.leader()
             assert leader is not None
             if not self._serve(draft, group, leader, now):
                 return
+
+    def _block(self, group: SequenceGroup, reason: str, now: float) -> None:
+        """Told once a reason."""
+        if reason != group.blocked_by:
+            group.blocked_by = reason
+            self.journal.write(why.Blocked(now, group.request.request_id, reason))
 
     def _obstacle(self, group: SequenceGroup, draft: Draft) -> str:
         """Why `group` can't start now, or nothing."""
@@ -288,6 +303,9 @@ class Scheduler:
         plan = draft.finish(self.epoch, self.num_iterations, self._forget)
         pins = [copy.source for copy in draft.copies]
         self._in_flight.append(PlanInFlight(self.num_iterations, draft.entries, pins))
+        evicted, self._num_evicted = self.pool.num_evicted - self._num_evicted, self.pool.num_evicted
+        if evicted:
+            self.journal.write(why.Evicted(now, evicted))
         work = tuple((work.seq_id, work.start, work.num_tokens) for work in plan.work)
         self.journal.write(why.Scheduled(now, self.epoch, self.num_iterations, plan.num_tokens, work))
         self.num_iterations += 1
@@ -307,7 +325,7 @@ class Scheduler:
         failures = {failure.seq_id: failure for failure in result.failures}
         progress: list[Progress] = []
         for entry in plan.entries:
-            self._commit(entry, now)
+            self._commit(entry, now, is_sound=entry.sequence.seq_id not in failures)
         for entry in plan.entries:
             seq_id = entry.sequence.seq_id
             if entry.sequence.is_finished:
@@ -320,14 +338,16 @@ class Scheduler:
                 assert not entry.samples, f"no output came for sequence {seq_id}"
         return progress
 
-    def _commit(self, entry: Entry, now: float) -> None:
-        """The KV of the entry exists now, unless it was dropped while the plan was in flight."""
+    def _commit(self, entry: Entry, now: float, *, is_sound: bool) -> None:
+        """The KV of the entry exists now, unless it was dropped while the plan was in flight. If sound it's shared."""
         sequence = entry.sequence
         sequence.in_flight -= 1
         sequence.num_pending -= entry.samples
-        if entry.incarnation != sequence.incarnation or sequence.is_finished:
+        if not entry.is_current:
             return
         sequence.num_computed = entry.end
+        if is_sound and self.cache.is_enabled:
+            self.cache.keep(sequence, self._newest_plan(sequence).pins if sequence.in_flight else None)
         # The position that branches start from, reached by whoever leads the group.
         branching = max(1, sequence.num_prompt_tokens - 1)
         if sequence.request.params.n > 1 and entry.start < branching <= entry.end:
@@ -339,9 +359,13 @@ class Scheduler:
         for branch in group.live:
             if branch is leader or branch.is_forked or branch.num_scheduled > 0:
                 continue
-            branch.table = leader.table.fork(shared, self.config.block_size, self.pool)
-            branch.num_computed = branch.num_scheduled = shared
             branch.is_forked = True
+            found = self.cache.find(branch)
+            if len(found) * self.config.block_size > shared:
+                # Some of its answer, from before a preemption.
+                self._take(branch, found, now)
+                continue
+            self.cache.fork(leader, branch, shared)
             self.journal.write(why.Forked(now, group.request.request_id, branch.index, len(branch.table.blocks)))
 
     def _append(self, entry: Entry, output: SequenceOutput, now: float) -> Progress:
@@ -356,7 +380,7 @@ class Scheduler:
         for token in output.tokens:
             sequence.tokens.append(token)
             taken += 1
-            reason = self._reason_to_stop(sequence, token)
+            reason = sequence.reason_to_stop(token)
             if reason is not None:
                 break
         stop_token = output.tokens[taken - 1] if reason is FinishReason.STOP else None
@@ -372,16 +396,15 @@ class Scheduler:
             prompt_logprobs,
             reason,
             stop_token=stop_token,
+            cached_tokens=group.cached_tokens or 0,
         )
-
-    def _reason_to_stop(self, sequence: Sequence, token: int) -> FinishReason | None:
-        if token in sequence.end_token_ids and sequence.num_generated > sequence.request.params.min_tokens:
-            return FinishReason.STOP
-        return FinishReason.LENGTH if sequence.num_generated >= sequence.request.max_tokens else None
 
     def _fail(self, failed: Sequence, failure: SequenceFailure, now: float) -> list[Progress]:
         """End the whole request: an answer to half of a question is not what was asked for."""
-        return self._end_all(self._groups[failed.request.request_id], failure.code, failure.message, now)
+        group = self._groups[failed.request.request_id]
+        for sequence in group.live:
+            self.cache.drop(sequence, found_too=failure.code == NUMERICAL_ERROR)
+        return self._end_all(group, failure.code, failure.message, now)
 
     def _end_all(self, group: SequenceGroup, code: str, message: str, now: float) -> list[Progress]:
         """End what is left of a request with an error."""
@@ -418,10 +441,14 @@ class Scheduler:
             self._forget.append(sequence.seq_id)
             sequence.is_known = False
         if sequence.in_flight:
-            plan = self._in_flight[sequence.last_iteration - self._in_flight[0].iteration]
+            plan = self._newest_plan(sequence)
             self.pool.pin(sequence.table.blocks)
             plan.pins += sequence.table.blocks
         sequence.table.clear(self.pool)
+
+    def _newest_plan(self, sequence: Sequence) -> PlanInFlight:
+        """The last one in flight that has work for `sequence`."""
+        return self._in_flight[sequence.last_iteration - self._in_flight[0].iteration]
 
     # ---- epochs
 
@@ -442,6 +469,8 @@ class Scheduler:
         for group in self.groups() if kv_lost else self._interrupted_in_copy(entries):
             if group in self.running:
                 self._stop_running(group)
+        if kv_lost:
+            self.cache.clear()
         for group in self._groups.values():
             for sequence in group.sequences:
                 sequence.num_scheduled = sequence.num_computed

@@ -37,10 +37,12 @@ class Sequence:
         "is_known",
         "last_iteration",
         "num_computed",
+        "num_found_blocks",
         "num_pending",
         "num_prompt_logprobs",
         "num_prompt_tokens",
         "num_scheduled",
+        "num_shared_blocks",
         "request",
         "seq_id",
         "state",
@@ -65,6 +67,9 @@ class Sequence:
         self.num_scheduled = 0
         self.num_pending = 0
         self.num_prompt_logprobs = 0
+        # Leading blocks that are the radix tree's, and how many of them others had computed when it first began.
+        self.num_shared_blocks = 0
+        self.num_found_blocks = 0
         # Plans in flight with work for it, and the iteration of the newest.
         self.in_flight = 0
         self.last_iteration = -1
@@ -106,10 +111,24 @@ class Sequence:
             return self.num_pending == 0
         return self.num_generated + self.num_pending < self.request.max_tokens
 
+    def reason_to_stop(self, token: int) -> FinishReason | None:
+        """Why the answer is over after `token`, its newest one, if it is."""
+        if token in self.end_token_ids and self.num_generated > self.request.params.min_tokens:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if self.num_generated >= self.request.max_tokens else None
+
+    def settle(self) -> None:
+        """A resumed answer that is complete has ended, and its client was told so before the failure."""
+        if self.num_generated:
+            self.finish_reason = self.reason_to_stop(self.tokens[-1])
+        if self.finish_reason is not None:
+            self.state = SequenceState.FINISHED
+
     def drop_kv(self) -> None:
         """Forget positions; the caller has taken the blocks back. Tokens stay: they are recomputed as one prefill."""
         self.num_computed = 0
         self.num_scheduled = 0
+        self.num_shared_blocks = 0
         self.is_forked = False
         self.incarnation += 1
 
@@ -118,7 +137,8 @@ class Sequence:
 class SequenceGroup:
     """The n sequences of one request: admitted together, preempted together (vLLM, SOSP '23, §4.5).
 
-    `number` counts requests in the order of `add`, and breaks ties of arrival.
+    `number` counts requests in the order of `add`, and breaks ties of arrival. `cached_tokens` of the prompt were found
+    in the radix tree when it first began; None before that.
     """
 
     request: Request
@@ -126,6 +146,7 @@ class SequenceGroup:
     sequences: list[Sequence]
     reserved: int = 0
     num_preemptions: int = 0
+    cached_tokens: int | None = None
     blocked_by: str = ""
     order: tuple[object, ...] = field(default=())
 

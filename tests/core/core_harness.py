@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 from orcinus.core.config import SchedulerConfig
 from orcinus.core.core import Collect, Core, Decision, Expired, Submit
+from orcinus.core.kv.radix import Namespace
 from orcinus.core.plan import (
     FED_BACK,
+    NUMERICAL_ERROR,
     IterationPlan,
     IterationResult,
     NewSequence,
@@ -38,6 +40,7 @@ from orcinus.core.sequence import Sequence, SequenceGroup
 
 VOCAB = 32
 EOS = 7
+NAN = -1
 _MASK = 2**64 - 1
 
 
@@ -86,6 +89,8 @@ def make_request(
     resumed: tuple[bytes, ...] = (),
     eos: tuple[int, ...] = (),
     pooling: Pooling | None = None,
+    tenant: str = "",
+    cache_salt: str = "",
     **params: object,
 ) -> Request:
     """A request; `prompt` as a number gives that many tokens that no other seed has."""
@@ -99,12 +104,28 @@ def make_request(
         service_class=service_class,
         resumed=resumed,
         pooling=pooling,
+        tenant=tenant,
+        cache_salt=cache_salt,
     )
 
 
 def closed_form_vector(tokens: bytes) -> bytes:
     """The vector that the model makes of a prompt."""
     return mix(*unpack_tokens(tokens)).to_bytes(8, "little")
+
+
+def first_state(namespace: Namespace) -> int:
+    """What the KV of a namespace begins with: content of another tenant, or of other weights, is foreign."""
+    return mix(*b"|".join(part.encode() for part in namespace))
+
+
+def prefix_states(tokens: list[int], state: int) -> list[int]:
+    """What the KV at each position stands for: all tokens up to it."""
+    states = []
+    for token in tokens:
+        state = hash((state, token))
+        states.append(state)
+    return states
 
 
 @dataclass
@@ -114,6 +135,7 @@ class WorkerSequence:
     new: NewSequence
     tokens: list[int]
     table: list[int]
+    is_broken: bool = False
 
 
 class PrefixWorker:
@@ -124,22 +146,26 @@ class PrefixWorker:
         self.epoch = 0
         self.sequences: dict[int, WorkerSequence] = {}
         self.slots: dict[int, dict[int, int]] = defaultdict(dict)
+        # Told by the world, for no worker knows tenants.
+        self.namespaces: dict[int, Namespace] = {}
 
     def lose_memory(self) -> None:
         """The KV is gone."""
         self.slots.clear()
 
-    def run(self, plan: IterationPlan, failing: frozenset[int] = frozenset()) -> IterationResult:
+    def run(self, plan: IterationPlan, failing: frozenset[int] = frozenset(), code: str = "nan") -> IterationResult:
         """State changes, then all writes, then all reads, then samples."""
         self.apply_state(plan)
         for work in plan.work:
+            self.sequences[work.seq_id].is_broken |= work.seq_id in failing
             self.write(work)
         for work in plan.work:
-            self._read(work)
+            if not self.sequences[work.seq_id].is_broken:
+                self._read(work)
         outputs, failures = [], []
         for work in plan.work:
             if work.seq_id in failing:
-                failures.append(SequenceFailure(work.seq_id, "nan", "a row holds NaN"))
+                failures.append(SequenceFailure(work.seq_id, code, "a row holds NaN"))
                 # Something must be there to feed back: under look-ahead the next plan may already name it.
                 self.sequences[work.seq_id].tokens += [0] * (Output.SAMPLE in work.output)
             elif work.output:
@@ -167,7 +193,7 @@ class PrefixWorker:
             self.slots[copy.target] = dict(self.slots[copy.source])
 
     def write(self, work: Work) -> None:
-        """Write the KV of one sequence's tokens."""
+        """Write the KV of one sequence's tokens; of one that has failed it is worth nothing."""
         sequence = self.sequences[work.seq_id]
         end = work.start + work.num_tokens
         if work.tokens == FED_BACK:
@@ -179,7 +205,7 @@ class PrefixWorker:
         for at, prefix in enumerate(self._prefixes(sequence, end)):
             if at >= work.start:
                 block, offset = self._slot(sequence, at)
-                self.slots[block][offset] = prefix
+                self.slots[block][offset] = NAN if sequence.is_broken else prefix
 
     def _read(self, work: Work) -> None:
         sequence = self.sequences[work.seq_id]
@@ -210,10 +236,8 @@ class PrefixWorker:
         return SequenceOutput(work.seq_id, tokens, logprobs, prompt_logprobs)
 
     def _prefixes(self, sequence: WorkerSequence, end: int) -> list[int]:
-        prefixes, state = [], 0
-        for token in sequence.tokens[:end]:
-            state = hash((state, token))
-            prefixes.append(state)
+        first = first_state(self.namespaces[sequence.new.seq_id])
+        prefixes = prefix_states(sequence.tokens[:end], first)
         assert len(prefixes) == end, "work lies past the tokens that the worker knows"
         return prefixes
 
@@ -230,13 +254,15 @@ class Delivered:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_token: int | None = None
+    cached_tokens: int | None = None
 
 
 @dataclass
 class PlanOut:
-    """A plan in flight; the worker may or may not have run it yet."""
+    """A plan in flight, and the blocks it may touch; the worker may or may not have run it yet."""
 
     plan: IterationPlan
+    blocks: frozenset[int]
     result: IterationResult | None = None
 
 
@@ -292,7 +318,12 @@ class World:
         if isinstance(decision, Submit):
             assert not late, "work for a request whose deadline has passed"
             self._check_plan(decision.plan)
-            self.in_flight.append(PlanOut(decision.plan))
+            by_id = self._sequences()
+            for new in decision.plan.new:
+                self.worker.namespaces[new.seq_id] = Namespace.of(by_id[new.seq_id].request)
+            touched = {block for work in decision.plan.work for block in by_id[work.seq_id].table.blocks}
+            touched |= {copy.source for copy in decision.plan.copies}
+            self.in_flight.append(PlanOut(decision.plan, frozenset(touched)))
         elif isinstance(decision, Expired):
             for end in decision.progress:
                 deadline = self.requests[end.request_id].deadline
@@ -306,11 +337,11 @@ class World:
         self.check()
         return decision
 
-    def run_next(self, failing: frozenset[int] = frozenset()) -> None:
+    def run_next(self, failing: frozenset[int] = frozenset(), code: str = "nan") -> None:
         """The worker runs the oldest plan that it hasn't run."""
         for out in self.in_flight:
             if out.result is None:
-                out.result = self.worker.run(out.plan, failing)
+                out.result = self.worker.run(out.plan, failing, code)
                 return
 
     def collect(self) -> list[Progress]:
@@ -319,7 +350,12 @@ class World:
             self.run_next()
         out = self.in_flight.popleft()
         assert out.result is not None
+        doubtful = self._doubtful_blocks(out.result)
         progress = self.core.update(out.result, self._tick())
+        for sequence, blocks in doubtful:
+            # Another answer of the request may have ended well in this very iteration.
+            if sequence.finish_reason is FinishReason.ERROR:
+                assert not any(map(self.scheduler.cache.holds, blocks)), "a failed request's KV is shared"
         self._deliver(progress)
         self.check()
         return progress
@@ -368,6 +404,34 @@ class World:
         assert limbo_is_explained, "blocks wait for a plan, and none is in flight"
         if self.config.admission == "reserve":
             assert not any(group.num_preemptions for group in self.scheduler.groups())
+        idle = {*pool._free, *pool._cached}
+        assert not any(out.blocks & idle for out in self.in_flight), "a block could be handed out that a plan may touch"
+        self._check_cache()
+
+    def _check_cache(self) -> None:
+        """Each block that can be found is full, and holds the KV of just the tokens that it is found by."""
+        size = self.config.block_size
+        for namespace, packed, blocks in self.scheduler.cache.paths():
+            assert self.config.enable_prefix_caching
+            states = prefix_states(list(unpack_tokens(packed)), first_state(namespace))
+            for place, block in enumerate(blocks):
+                expected = dict(enumerate(states[place * size : (place + 1) * size]))
+                assert self.worker.slots[block] == expected, f"block {block} is found by other tokens than it holds"
+
+    def _doubtful_blocks(self, result: IterationResult) -> list[tuple[Sequence, list[int]]]:
+        """Blocks that requests which fail now have computed; or found, where their KV isn't finite."""
+        by_id = self._sequences()
+        doubtful = []
+        for failure in result.failures:
+            failed = by_id.get(failure.seq_id)
+            group = next((g for g in self.scheduler.groups() if failed in g.live), None)
+            for sequence in group.live if group and result.epoch == self.scheduler.epoch else ():
+                found = 0 if failure.code == NUMERICAL_ERROR else sequence.num_found_blocks
+                doubtful.append((sequence, sequence.table.blocks[found:]))
+        return doubtful
+
+    def _sequences(self) -> dict[int, Sequence]:
+        return {s.seq_id: s for group in self.scheduler.groups() for s in group.sequences}
 
     def _check_plan(self, plan: IterationPlan) -> None:
         config = self.config
@@ -380,7 +444,7 @@ class World:
         for seq_id in ids:
             others = sum(any(work.seq_id == seq_id for work in out.plan.work) for out in self.in_flight)
             assert others <= config.lookahead, "plans in flight share a sequence"
-        sequences = {s.seq_id: s for group in self.scheduler.groups() for s in group.sequences}
+        sequences = self._sequences()
         for work in plan.work:
             self._check_writable(sequences[work.seq_id], work)
         copiers = [copy.target for copy in plan.copies]
@@ -406,6 +470,7 @@ class World:
         assert len(blocks) <= -(-(sequence.num_tokens + 1) // size), "a block past the tokens"
         for block in blocks[work.start // size : -(-end // size)]:
             assert self.scheduler.pool.references(block) == 1, "a shared block is written"
+            assert not self.scheduler.cache.holds(block), "a block that others can find is written"
 
     def _deliver(self, progress: list[Progress]) -> None:
         for part in progress:
@@ -417,6 +482,10 @@ class World:
             seen.prompt_logprobs += part.prompt_logprobs
             seen.finish_reason = part.finish_reason
             seen.stop_token = part.stop_token
+            if part.tokens:
+                assert seen.cached_tokens in (None, part.cached_tokens), "the count of cached tokens changed"
+                assert 0 <= part.cached_tokens <= request.num_prompt_tokens
+                seen.cached_tokens = part.cached_tokens
             self._check_answer(request, part, seen)
 
     def _check_answer(self, request: Request, part: Progress, seen: Delivered) -> None:

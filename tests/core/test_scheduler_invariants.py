@@ -13,20 +13,32 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from orcinus.core.config import SchedulerConfig
-from orcinus.core.request import FinishReason, Pooling, Request, SamplingParams, ServiceClass, pack_tokens
+from orcinus.core.plan import NUMERICAL_ERROR
+from orcinus.core.request import (
+    FinishReason,
+    Pooling,
+    Request,
+    SamplingParams,
+    ServiceClass,
+    pack_tokens,
+    unpack_tokens,
+)
 from orcinus.errors import InvalidRequest
 
 
 def random_config(rng: random.Random) -> SchedulerConfig:
     max_batch_size = rng.choice([1, 2, 3, 8])
+    block_size = rng.choice([1, 2, 4, 16])
     return SchedulerConfig(
-        num_blocks=rng.choice([4, 6, 9, 14, 30, 200]),
-        block_size=rng.choice([1, 2, 4, 16]),
+        # At the least, a prompt of one token and its answer of one fit.
+        num_blocks=max(rng.choice([1, 2, 4, 6, 9, 9, 14, 14, 20, 30, 64, 200]), 2 if block_size == 1 else 1),
+        block_size=block_size,
         max_batch_tokens=max_batch_size + rng.choice([0, 1, 3, 10, 500]),
         max_batch_size=max_batch_size,
         num_stages=rng.choice([1, 1, 2, 4]),
         lookahead=rng.choice([0, 1]),
         admission=rng.choice(["reserve", "on_demand", "on_demand"]),
+        enable_prefix_caching=rng.random() < 0.7,
     )
 
 
@@ -46,7 +58,9 @@ def random_request(rng: random.Random, number: int, now: float) -> Request:
         min_tokens=rng.choice([0, 0, 1, max_tokens]),
         stop_token_ids=[rng.randrange(VOCAB), EOS] if rng.random() < 0.3 else None,
         logprobs=0 if rng.random() < 0.3 else None,
-        prompt_logprobs=0 if rng.random() < 0.3 else None,
+        prompt_logprobs=0 if rng.random() < 0.15 else None,
+        tenant=rng.choice(["", "", "", "a"]),
+        cache_salt=rng.choice(["", "", "", "a"]),
     )
     if rng.random() < 0.1:
         request = msgspec.structs.replace(request, deadline=now + rng.choice([0.0, 0.005, 0.05]))
@@ -65,6 +79,18 @@ def resume_midway(rng: random.Random, request: Request) -> Request:
     return make_resumed(request, kept)
 
 
+def next_turn(rng: random.Random, world: World, number: int) -> Request:
+    """A chat goes on: what was asked and answered so far, perhaps cut or turned elsewhere, and something new."""
+    (request_id, _), seen = rng.choice(list(world.delivered.items()))
+    before = world.requests[request_id]
+    tokens = list(unpack_tokens(before.prompt)) + seen.tokens
+    if rng.random() < 0.3:
+        tokens = tokens[: rng.randint(1, len(tokens))]
+    tokens += [rng.randrange(VOCAB) for _ in range(rng.choice([0, 1, 5]))]
+    who = {"tenant": before.tenant, "cache_salt": before.cache_salt, "arrived_at": world.now}
+    return make_request(f"r{number}", tokens, rng.choice([1, 5, 12]), seed=number, n=rng.choice([1, 1, 2]), **who)
+
+
 def make_resumed(request: Request, kept: list[list[int]]) -> Request:
     return Request(
         request_id=request.request_id,
@@ -73,6 +99,8 @@ def make_resumed(request: Request, kept: list[list[int]]) -> Request:
         eos_token_ids=request.eos_token_ids,
         arrived_at=request.arrived_at,
         service_class=request.service_class,
+        tenant=request.tenant,
+        cache_salt=request.cache_salt,
         resumed=tuple(pack_tokens(line) for line in kept),
     )
 
@@ -80,8 +108,9 @@ def make_resumed(request: Request, kept: list[list[int]]) -> Request:
 def random_event(world: World, rng: random.Random, number: int) -> None:
     roll = rng.random()
     if roll < 0.12:
+        chats = world.delivered and rng.random() < 0.3
         try:
-            world.add(random_request(rng, number, world.now))
+            world.add(next_turn(rng, world, number) if chats else random_request(rng, number, world.now))
         except InvalidRequest as error:
             # Too large for this pool even alone; any other refusal is a bug.
             if error.code != "context_length_exceeded":
@@ -95,7 +124,7 @@ def random_event(world: World, rng: random.Random, number: int) -> None:
     elif roll < 0.20:
         world.deliver_stale()
     elif roll < 0.35:
-        world.run_next(random_failures(world, rng))
+        world.run_next(random_failures(world, rng), rng.choice([NUMERICAL_ERROR, "no_token"]))
     elif roll < 0.6 and world.in_flight:
         world.collect()
     else:

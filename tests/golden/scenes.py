@@ -12,9 +12,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "core"))
 
-from core_harness import EOS, World, make_request
+from core_harness import EOS, World, expected_answer, make_request
 
 from orcinus.core.config import SchedulerConfig
+from orcinus.core.request import unpack_tokens
 
 
 def _world(lines: list[bytes], **config: object) -> World:
@@ -55,7 +56,34 @@ def stages_and_epochs(lines: list[bytes]) -> None:
     world.drain()
 
 
-SCENES: tuple[Callable[[list[bytes]], None], ...] = (chunks_beside_decodes, preemption_and_forks, stages_and_epochs)
+def shared_prefixes(lines: list[bytes]) -> None:
+    """The prefix cache: prompts in common, one of them twice, a chat's next turn, evictions, a failed row, lost KV."""
+    world = _world(lines, num_blocks=10, max_batch_tokens=16, lookahead=1, enable_prefix_caching=True)
+    first = make_request("turn1", 13, 6, seed=1)
+    world.add(first)
+    for number in range(3):
+        world.add(make_request(f"r{number}", 10, 5, seed=1 + number % 2, arrived_at=world.now))
+        world.step()
+    world.drain()
+    prompt = [*unpack_tokens(first.prompt), *expected_answer(first, 0)[0], 3]
+    world.add(make_request("turn2", prompt, 4, seed=7, arrived_at=world.now))
+    world.add(make_request("branches", prompt[:12], 6, seed=8, n=2, arrived_at=world.now))
+    world.add(make_request("stranger", prompt, 4, seed=7, tenant="t", arrived_at=world.now))
+    for _ in range(4):
+        world.step()
+    world.run_next(frozenset(work.seq_id for work in world.in_flight[0].plan.work[:1]))
+    for _ in range(4):
+        world.step()
+    world.new_epoch(kv_lost=True)
+    world.drain()
+
+
+SCENES: tuple[Callable[[list[bytes]], None], ...] = (
+    chunks_beside_decodes,
+    preemption_and_forks,
+    stages_and_epochs,
+    shared_prefixes,
+)
 
 
 def recording_of(scene: Callable[[list[bytes]], None]) -> list[bytes]:

@@ -26,7 +26,7 @@ class BlockTable:
         return missing + (1 if self._writes_shared(start, block_size, pool) else 0)
 
     def prepare(self, start: int, end: int, block_size: int, pool: BlockPool) -> BlockCopy | None:
-        """Make positions start .. end writable: copy the first block if it is shared, then grow.
+        """Make positions start .. end writable: copy the first block if others may read it, then grow.
 
         At most one copy: only the block that holds `start` can be both filled and shared, since a fork shares no
         block past it. The copy's source is pinned; the caller unpins it when the plan is collected.
@@ -53,6 +53,18 @@ class BlockTable:
         pool.share(branch.blocks)
         return branch
 
+    def replace(self, entry: int, block: int, pool: BlockPool) -> None:
+        """Read `block`, which holds the same KV, from now on; the one it replaces is released."""
+        pool.share([block])
+        pool.release([self.blocks[entry]])
+        self._set(entry, block)
+
+    def take(self, blocks: list[int], pool: BlockPool) -> None:
+        """Begin with `blocks`, found in the radix tree; whatever was there is released."""
+        pool.share(blocks)
+        self.clear(pool)
+        self.blocks = list(blocks)
+
     def clear(self, pool: BlockPool) -> None:
         """Give every block back."""
         pool.release(self.blocks)
@@ -61,7 +73,7 @@ class BlockTable:
 
     def _writes_shared(self, start: int, block_size: int, pool: BlockPool) -> bool:
         entry = start // block_size
-        return entry < len(self.blocks) and pool.references(self.blocks[entry]) > 1
+        return entry < len(self.blocks) and not pool.is_writable(self.blocks[entry])
 
     def _set(self, entry: int, block: int) -> None:
         self.blocks[entry] = block
