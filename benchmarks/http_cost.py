@@ -59,7 +59,18 @@ async def through_http(url: str, jobs: Sequence[Job]) -> float:
 
 def serve(model: Path, threads: int) -> tuple[subprocess.Popen[str], str]:
     """The server, and where it is."""
-    options = ["--threads", str(threads), "--kv-cache-gib", "1", "--dtype", "bfloat16", "--port", "0"]
+    options = [
+        "--threads",
+        str(threads),
+        "--kv-cache-gib",
+        "1",
+        "--dtype",
+        "bfloat16",
+        "--port",
+        "0",
+        "--max-queue-seconds",
+        "600",
+    ]
     command = [sys.executable, "-m", "orcinus.cli", "serve", str(model), *options]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None

@@ -26,7 +26,7 @@ SERVER = """
 import sys
 from pathlib import Path
 from orcinus.server.run import ServeSettings, serve
-settings = ServeSettings(model=Path(sys.argv[1]), port=0, front_ends=int(sys.argv[3]))
+settings = ServeSettings(model=Path(sys.argv[1]), port=0, front_ends=int(sys.argv[3]), max_queue_seconds=600)
 serve(settings, lambda known: [sys.executable, sys.argv[2]], on_progress=lambda line: None,
       on_ready=lambda description, url: print(url, flush=True))
 """

@@ -185,7 +185,9 @@ class Server:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (as long as the server lives)
         command = [sys.executable, "-m", "orcinus.cli", "serve", str(model), "--port", "0", "--threads", "1"]
         self.process = subprocess.Popen(
-            [*command, "--kv-cache-gib", "0.05", "--max-batch-size", "32"], stderr=self._log, stdout=self._log
+            [*command, "--kv-cache-gib", "0.05", "--max-batch-size", "32", "--max-queue-seconds", "600"],
+            stderr=self._log,
+            stdout=self._log,
         )
         self.url = self._wait_for_url()
 
