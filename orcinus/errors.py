@@ -12,6 +12,8 @@ OrcinusError
     ├── MemoryPlanError    the weights or the KV pool don't fit
     ├── BatchVarianceError the kernels can't keep a request's bits apart from its company
     ├── EngineDied         the engine process ended; its requests can be resumed
+    │   └── WorkerDied     one of its workers did (orcinus.executor)
+    ├── PeerLost           a worker misses another one (orcinus.parallel)
     └── PlanError          a plan that contradicts the worker's state: a bug in core
 """
 

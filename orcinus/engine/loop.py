@@ -17,7 +17,7 @@ class Engine:
 
     def __init__(self, core: Core | Recorder, executor: Executor, clock: Clock) -> None:
         self._core = core
-        self._executor = executor
+        self.executor = executor
         self._clock = clock
 
     @property
@@ -52,10 +52,10 @@ class Engine:
         """Carry out one decision; None when there is nothing to do until a request comes."""
         match self._core.advance(self._clock.now()):
             case Submit(plan=plan):
-                self._executor.submit(plan)
+                self.executor.submit(plan)
                 return []
             case Collect():
-                return self._core.update(self._executor.collect(), self._clock.now())
+                return self._core.update(self.executor.collect(), self._clock.now())
             case Expired(progress=progress):
                 return progress
             case Idle():
@@ -63,4 +63,4 @@ class Engine:
 
     def close(self) -> None:
         """Let the executor go."""
-        self._executor.close()
+        self.executor.close()

@@ -1,10 +1,22 @@
-"""Runs workers. Looks into no plan."""
+"""Runs workers. Looks into no plan. Imports without torch."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 from orcinus.core.plan import IterationPlan, IterationResult
+from orcinus.errors import EngineDied
+
+
+class WorkerDied(EngineDied):
+    """A worker is gone, or stands still; those that held the model with it can't go on.
+
+    `by_others`: somebody else ended or stopped it, so no request is to blame.
+    """
+
+    def __init__(self, message: str, *, by_others: bool = False) -> None:
+        super().__init__(message)
+        self.by_others = by_others
 
 
 class Executor(Protocol):
@@ -15,7 +27,11 @@ class Executor(Protocol):
         ...
 
     def collect(self) -> IterationResult:
-        """The result of the oldest plan not yet collected; waits for it."""
+        """The result of the oldest plan not yet collected; waits for it.
+
+        Raises:
+            WorkerDied: it won't come.
+        """
         ...
 
     def close(self) -> None:

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
 
 from orcinus.core.plan import IterationPlan, IterationResult
+from orcinus.parallel import Place
+from orcinus.parallel.wiring import Links
+from orcinus.worker.build import LoadedWorker, Memory, Say, WorkerConfig, WorkerDescription
+from orcinus.worker.worker import Worker
 
-if TYPE_CHECKING:
-    from orcinus.worker.worker import Worker
+
+class InlineWorkers:
+    """One worker, loaded here."""
+
+    def __init__(self, config: WorkerConfig, say: Say) -> None:
+        self._loaded = LoadedWorker.load(config, Place(), Links(), say)
+        self.descriptions: list[WorkerDescription] = [self._loaded.description]
+
+    def with_memory(self, memory: Memory) -> InlineExecutor:
+        """See `Workers`."""
+        return InlineExecutor(self._loaded.with_memory(memory))
+
+    def close(self) -> None:
+        """Nothing to do."""
 
 
 class InlineExecutor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from orcinus.kernels import AttentionBatch, AttentionSpec, KernelSet, PackedLinear
 from orcinus.layers.norm import Norm
+from orcinus.layers.partial import PartialSum, project
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class Attention:
         qkv: query, key and value projections in one product.
         query_norm: over each head of the queries (Qwen3), before rotation; likewise key_norm.
         cos_sin: rotary table as the kernel wants it; None where positions enter otherwise.
+        partial: the heads are some of the layer's; see `project`.
     """
 
     kernels: KernelSet
@@ -28,6 +30,7 @@ class Attention:
     query_norm: Norm | None
     key_norm: Norm | None
     cos_sin: Tensor | None
+    partial: PartialSum | None = None
 
     def __call__(self, x: Tensor, batch: AttentionBatch, kv: tuple[Tensor, Tensor]) -> Tensor:
         """[tokens, hidden] → [tokens, hidden]; the tokens' K and V are written first."""
@@ -43,4 +46,4 @@ class Attention:
             k = kernels.rotate(k, batch.positions, self.cos_sin)
         keys, values = kv
         kernels.write_kv(k, v, keys, values, batch.slots)
-        return kernels.linear(kernels.attention(q, keys, values, batch, spec), self.output)
+        return project(kernels, kernels.attention(q, keys, values, batch, spec), self.output, self.partial)

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from orcinus.kernels import Activation, KernelSet, PackedLinear
+from orcinus.layers.partial import PartialSum, project
 
 
 class Mlp(Protocol):
@@ -25,12 +26,13 @@ class Mlp(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GatedMlp:
-    """down(act(gate(x)) · up(x)), gate and up in one product."""
+    """down(act(gate(x)) · up(x)), gate and up in one product. With `partial`, some of the columns (see `project`)."""
 
     kernels: KernelSet
     input: PackedLinear
     output: PackedLinear
     activation: Activation
+    partial: PartialSum | None = None
 
     @property
     def products(self) -> tuple[PackedLinear, ...]:
@@ -40,17 +42,18 @@ class GatedMlp:
     def __call__(self, x: Tensor) -> Tensor:
         """[tokens, hidden] → [tokens, hidden]."""
         inner = self.kernels.gated(self.kernels.linear(x, self.input), self.activation)
-        return self.kernels.linear(inner, self.output)
+        return project(self.kernels, inner, self.output, self.partial)
 
 
 @dataclass(frozen=True, slots=True)
 class PlainMlp:
-    """down(act(up(x)))."""
+    """down(act(up(x))). With `partial`, some of the columns between (see `project`)."""
 
     kernels: KernelSet
     input: PackedLinear
     output: PackedLinear
     activation: Activation
+    partial: PartialSum | None = None
 
     @property
     def products(self) -> tuple[PackedLinear, ...]:
@@ -60,4 +63,4 @@ class PlainMlp:
     def __call__(self, x: Tensor) -> Tensor:
         """[tokens, hidden] → [tokens, hidden]."""
         inner = self.kernels.activate(self.kernels.linear(x, self.input), self.activation)
-        return self.kernels.linear(inner, self.output)
+        return project(self.kernels, inner, self.output, self.partial)

@@ -18,10 +18,12 @@ class ModelShape:
 
     Args:
         architecture: as config.json names it.
+        num_layers, num_kv_heads: those of which this worker keeps KV.
+        width: elements a token between layers, and so between stages; 0 where a model isn't cut.
         widest: elements a token of the largest intermediate, for the memory plan.
         max_positions: the longest sequence that the model was made for.
         is_causal: a token sees earlier ones only; else a sequence can't be cut into chunks.
-        generates: it has a vocabulary head.
+        generates: it has a vocabulary head (of a pipeline, the last stage alone); likewise with `labels`.
         labels: names of the classes, in the order of `class_scores`; empty without a classifier.
         pooling: how a sequence's states become one vector, as the checkpoint says or its kind suggests.
         pair_segments: tokens of a pair's second text are marked (BERT's token types).
@@ -40,6 +42,7 @@ class ModelShape:
     labels: tuple[str, ...] = ()
     pooling: PoolingType = "last"
     pair_segments: bool = False
+    width: int = 0
 
 
 class Model(Protocol):
@@ -79,7 +82,12 @@ class Model(Protocol):
         ...
 
     def forward(
-        self, tokens: Tensor, batch: AttentionBatch, kv: Sequence[tuple[Tensor, Tensor]], segments: Tensor | None
+        self,
+        tokens: Tensor,
+        batch: AttentionBatch,
+        kv: Sequence[tuple[Tensor, Tensor]],
+        segments: Tensor | None = None,
+        hidden: Tensor | None = None,
     ) -> Tensor:
         """Run tokens through the layers; every row's K and V are written. Never waits for the device.
 
@@ -87,14 +95,18 @@ class Model(Protocol):
             tokens: int64 [tokens].
             kv: keys and values of each layer.
             segments: int64 [tokens], 0 or 1, where `pair_segments`; None means all 0.
+            hidden: what the stage before gave; then tokens and segments don't matter.
 
         Returns:
-            [tokens, hidden_size]: what the heads take, before the final norm.
+            [tokens, hidden_size]: what the heads take, before the final norm, or the next stage.
         """
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Vocabulary scores of some rows of `forward`, float32 [rows, vocab_size]. Only where `generates`."""
+        """Vocabulary scores of some rows of `forward`, float32 [rows, vocab_size]. Only where `generates`.
+
+        Every tensor rank calls it; all but rank 0 get [0, vocab_size].
+        """
         ...
 
     def states(self, hidden: Tensor) -> Tensor:

@@ -7,10 +7,13 @@ from orcinus.layers.mlp import GatedMlp
 from orcinus.layers.moe import MoeMlp, Router
 from orcinus.models.config import ModelConfig
 from orcinus.models.weights import PartBuilder
+from orcinus.parallel import Span
 
 
 def moe_mlp(builder: PartBuilder, config: ModelConfig, kernels: KernelSet, prefix: str) -> MoeMlp:
-    """The router and the experts of one layer, whose tensors' names begin with `prefix`; each is packed once."""
+    """The router and the experts of one layer, whose tensors' names begin with `prefix`; each is packed once.
+
+    Every rank holds them all, and computes the same."""
     moe, names, hidden = config.moe, config.family.experts, config.hidden_size
     assert moe is not None
     assert names is not None
@@ -21,11 +24,11 @@ def moe_mlp(builder: PartBuilder, config: ModelConfig, kernels: KernelSet, prefi
         output = (prefix + names.output.format(number),)
         return GatedMlp(
             kernels=kernels,
-            input=builder.linear(inputs, (inner, inner), hidden, bias=False),
-            output=builder.linear(output, (hidden,), inner, bias=False),
+            input=builder.linear(inputs, (Span.whole(inner),) * 2, Span.whole(hidden), bias=False),
+            output=builder.linear(output, (Span.whole(hidden),), Span.whole(inner), bias=False),
             activation=config.activation,
         )
 
-    gate = builder.linear((prefix + names.gate,), (moe.num_experts,), hidden, bias=False)
+    gate = builder.linear((prefix + names.gate,), (Span.whole(moe.num_experts),), Span.whole(hidden), bias=False)
     router = Router(kernels, gate, moe.top_k, moe.normalise_weights)
     return MoeMlp(router, tuple(expert(number) for number in range(moe.num_experts)))

@@ -17,14 +17,17 @@ from orcinus.models import ModelShape
 from orcinus.models.assembly import Assembler, Body
 from orcinus.models.config import ModelConfig
 from orcinus.models.loader import Checkpoint
+from orcinus.models.slices import Slices
 from orcinus.models.weights import FileSource, HeaderSource, PartBuilder
+from orcinus.parallel import Place, TensorGroup
 
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """Tokens in, logits out.
+    """Tokens in, logits out; or the part of that which one worker holds.
 
     Args:
+        slices: that part.
         num_parameters: as the checkpoint stores them; a tied head counts once.
         weight_bytes: memory that the model keeps: weights as packed (a tied head that packing copies counts twice)
             and the rotary table.
@@ -33,7 +36,10 @@ class Decoder:
 
     config: ModelConfig
     kernels: KernelSet
+    slices: Slices
     body: Body
+    dtype: torch.dtype
+    device: torch.device
     num_parameters: int
     weight_bytes: int
     weights_revision: str
@@ -48,41 +54,47 @@ class Decoder:
         device: torch.device,
         kernels: KernelSet,
         progress: Callable[[int, int], None] | None = None,
+        place: Place | None = None,
+        group: TensorGroup | None = None,
     ) -> Decoder:
-        """Read the weights in `folder`, tensor by tensor.
+        """Read the weights in `folder`, tensor by tensor, but only those that `place` is for.
 
         Args:
             progress: called with bytes done and bytes in all.
+            place: among the workers that hold the model together; None holds all of it.
+            group: the ranks of this worker's stage.
 
         Raises:
+            ConfigurationError: the model can't be cut so.
             CheckpointError: weights that are missing, damaged or not those of `config`, before the first is read.
         """
         checkpoint = Checkpoint.open(folder).with_names(config.family.names.older)
         prefix = _prefix(checkpoint, config)
+        slices = Slices.of(config, place or Place(), group)
         headers = _check_headers(checkpoint, config, prefix)
-        files = FileSource(checkpoint, dtype, device, headers.num_bytes, progress)
+        mine = headers if place is None else _read_headers(checkpoint, config, prefix, slices)
+        files = FileSource(checkpoint, dtype, device, mine.num_bytes, progress)
         builder = PartBuilder(files, config, kernels)
         rotaries = {rotary for rotary in config.rotaries if rotary is not None}
         tables = {rotary: rotary.table(config.max_positions, device) for rotary in rotaries}
-        body = Assembler(builder, config, kernels, prefix, tables).body()
+        body = Assembler(builder, config, kernels, prefix, tables, slices).body()
         held_bytes = builder.held_bytes + sum(table.nbytes for table in tables.values())
-        return cls(config, kernels, body, headers.num_elements, held_bytes, checkpoint.revision)
+        return cls(config, kernels, slices, body, dtype, device, headers.num_elements, held_bytes, checkpoint.revision)
 
     @property
     def shape(self) -> ModelShape:
         """Sizes and abilities."""
-        config, body = self.config, self.body
-        qkv = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+        config, body, slices = self.config, self.body, self.slices
+        qkv = (len(slices.heads) + 2 * len(slices.kv_heads)) * config.head_dim
         return ModelShape(
             architecture=config.architecture,
             vocab_size=config.vocab_size,
             hidden_size=config.embedding_size,
-            num_layers=config.num_layers,
-            num_kv_heads=config.num_kv_heads,
+            width=config.hidden_size,
+            num_layers=len(slices.layers),
+            num_kv_heads=len(slices.kv_heads),
             head_dim=config.head_dim,
-            widest=max(
-                qkv, 3 * config.intermediate_size, 0 if config.moe is None else config.moe.widest(config.hidden_size)
-            ),
+            widest=max(qkv, 3 * len(slices.inner), 0 if config.moe is None else config.moe.widest(config.hidden_size)),
             max_positions=config.max_positions,
             is_causal=config.family.causal,
             generates=body.head is not None,
@@ -107,8 +119,7 @@ class Decoder:
         Raises:
             BatchVarianceError: a row's bits depend on its company.
         """
-        embedding = self.body.embedding.words
-        check_batch_invariance(self.kernels, self.linear_shapes(), embedding.dtype, embedding.device)
+        check_batch_invariance(self.kernels, self.linear_shapes(), self.dtype, self.device)
 
     def forward(
         self,
@@ -116,9 +127,13 @@ class Decoder:
         batch: AttentionBatch,
         kv: Sequence[tuple[Tensor, Tensor]],
         segments: Tensor | None = None,
+        hidden: Tensor | None = None,
     ) -> Tensor:
         """See `Model.forward`."""
-        x = self.body.embedding(tokens, batch.positions, segments)
+        if hidden is None:
+            assert self.body.embedding is not None, "later stages go on from hidden states"
+            hidden = self.body.embedding(tokens, batch.positions, segments)
+        x = hidden
         for layer, layer_kv in zip(self.body.layers, kv, strict=True):
             x = layer(x, batch, layer_kv)
         return x
@@ -126,10 +141,12 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """See `Model.logits`."""
         assert self.body.head is not None
-        if not len(hidden):
-            return hidden.new_empty((0, self.config.vocab_size), dtype=torch.float32)
-        logits, cap = self.kernels.linear_float32(self.states(hidden), self.body.head), self.config.logit_soft_cap
-        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+        if len(hidden):
+            mine = self.kernels.linear_float32(self.states(hidden), self.body.head)
+            logits, cap = self.slices.group.gather(mine, self.slices.words), self.config.logit_soft_cap
+            if logits is not None:
+                return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+        return hidden.new_empty((0, self.config.vocab_size), dtype=torch.float32)
 
     def states(self, hidden: Tensor) -> Tensor:
         """See `Model.states`."""
@@ -153,10 +170,16 @@ def _check_headers(checkpoint: Checkpoint, config: ModelConfig, prefix: str) -> 
     Raises:
         CheckpointError: a tensor missing, misshapen or left over.
     """
-    headers, kernels, names = HeaderSource(checkpoint), ReferenceKernels(), config.family.names
-    Assembler(PartBuilder(headers, config, kernels), config, kernels, prefix, {}).body()
+    headers, names = _read_headers(checkpoint, config, prefix, Slices.of(config, Place())), config.family.names
     tied = (f"{names.head}.weight",) if config.tie_embeddings else ()
     checkpoint.refuse_unused(headers.names, names.ignored + tied)
+    return headers
+
+
+def _read_headers(checkpoint: Checkpoint, config: ModelConfig, prefix: str, slices: Slices) -> HeaderSource:
+    """Build a part without data."""
+    headers, kernels = HeaderSource(checkpoint), ReferenceKernels()
+    Assembler(PartBuilder(headers, config, kernels), config, kernels, prefix, {}, slices).body()
     return headers
 
 

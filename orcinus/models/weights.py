@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +15,8 @@ from torch import Tensor
 from orcinus.kernels import KernelSet, PackedLinear
 from orcinus.layers.norm import LayerNorm, Norm, RmsNorm
 from orcinus.models.config import ModelConfig
-from orcinus.models.loader import Checkpoint, damaged
+from orcinus.models.loader import Checkpoint, StoredTensor, damaged
+from orcinus.parallel import Span
 
 
 class TensorSource(Protocol):
@@ -23,8 +26,8 @@ class TensorSource(Protocol):
         """There is a tensor of this name."""
         ...
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Tensor `name`, which must have `shape`."""
+    def read(self, name: str, *axes: Span) -> Tensor:
+        """That part of tensor `name`, whose shape must be the sizes of `axes`."""
         ...
 
 
@@ -41,16 +44,17 @@ class HeaderSource:
         """There is a tensor of this name."""
         return name in self._checkpoint.tensors
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def read(self, name: str, *axes: Span) -> Tensor:
         """An empty tensor on the meta device.
 
         Raises:
             CheckpointError: missing or misshapen.
         """
-        self.num_bytes += self._checkpoint.stored(name, shape).num_bytes
+        stored = self._checkpoint.stored(name, _shape(axes))
         self.names.add(name)
-        tensor = torch.empty(shape, device="meta")
+        tensor = torch.empty([len(axis) for axis in axes], device="meta")
         self.num_elements += tensor.numel()
+        self.num_bytes += stored.num_bytes * tensor.numel() // max(1, math.prod(stored.shape))
         return tensor
 
 
@@ -77,19 +81,27 @@ class FileSource:
         """There is a tensor of this name."""
         return name in self._checkpoint.tensors
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """An own copy: the stored tensor would keep its file mapped.
+    def read(self, name: str, *axes: Span) -> Tensor:
+        """An own copy: the stored tensor would keep its file mapped. What lies outside of `axes` is not read.
 
         Raises:
             CheckpointError: missing, misshapen or unreadable.
         """
-        stored = self._checkpoint.stored(name, shape)
-        stored_tensor: Tensor = self._open(stored.file).get_tensor(stored.name)  # type: ignore[no-untyped-call]
-        tensor = stored_tensor.to(self._device, self._dtype, copy=True)
-        self._done += stored.num_bytes
+        stored = self._checkpoint.stored(name, _shape(axes))
+        part = self._stored_part(stored, axes)
+        tensor = part.to(self._device, self._dtype, copy=True)
+        self._done += part.nbytes
         if self._progress is not None:
             self._progress(self._done, self._num_bytes)
         return tensor
+
+    def _stored_part(self, stored: StoredTensor, axes: tuple[Span, ...]) -> Tensor:
+        file = self._open(stored.file)
+        if all(axis.is_whole for axis in axes):
+            whole: Tensor = file.get_tensor(stored.name)  # type: ignore[no-untyped-call]
+            return whole
+        part: Tensor = file.get_slice(stored.name)[tuple(slice(axis.start, axis.stop) for axis in axes)]  # type: ignore[no-untyped-call]
+        return part
 
     def _open(self, path: Path) -> safe_open:
         if self._opened is None or self._opened[0] != path:
@@ -111,49 +123,56 @@ class PartBuilder:
         """The checkpoint holds a weight of this name."""
         return self._source.has(f"{name}.weight")
 
-    def table(self, name: str, rows: int, width: int) -> Tensor:
-        """An embedding [rows, width]."""
-        return self._hold(self._source.read(f"{name}.weight", (rows, width)))
+    def table(self, name: str, rows: Span, width: int) -> Tensor:
+        """An embedding, or some rows of it: [rows, width]."""
+        return self._hold(self._source.read(f"{name}.weight", rows, Span.whole(width)))
 
     def norm(self, name: str, size: int) -> Norm:
         """A norm over `size` elements, of the family's kind."""
         kind, eps = self._config.family.norm, self._config.norm_eps
-        weight = self._source.read(f"{name}.weight", (size,))
+        weight = self._source.read(f"{name}.weight", Span.whole(size))
         if kind == "rms_offset":
             # In bfloat16 the sum would lose up to eight bits of a small offset. In place: `+` on a tensor without data
             # would import the compiler.
             weight = weight.float().add_(1)
         if kind != "layer":
             return RmsNorm(self._kernels, self._hold(weight), eps)
-        bias = self._source.read(f"{name}.bias", (size,))
+        bias = self._source.read(f"{name}.bias", Span.whole(size))
         return LayerNorm(self._kernels, self._hold(weight), self._hold(bias), eps)
 
     def linear(
         self,
         names: tuple[str, ...],
-        out_features: tuple[int, ...],
-        in_features: int,
+        outputs: tuple[Span, ...],
+        inputs: Span,
         *,
         bias: bool,
         order: Callable[[Tensor], Tensor] | None = None,
     ) -> PackedLinear:
-        """One product of the projections `names` side by side.
+        """One product of projections side by side, or of a part of each.
 
         Args:
-            order: puts the rows of the whole, of which there are sum(out_features), in the order of the parts.
+            names: of the projections, or of one tensor that holds them all.
+            outputs: rows of each projection.
+            order: puts the rows of the whole, of which there are as many as `outputs` hold, in the order of the parts.
         """
-        sizes = dict(zip(names, out_features if len(names) > 1 else (sum(out_features),), strict=True))
-        weight = _joined(sum(out_features), (self._weight(name, rows, in_features) for name, rows in sizes.items()))
+        stored = _stored_rows(names, outputs)
+        rows = sum(map(len, outputs))
+        weight = _joined(rows, (self._weight(name, part, inputs) for name, part in stored))
         weight = weight if order is None else order(weight)
         if not bias:
             return self._pack(weight, None)
-        joined = _joined(sum(out_features), (self._source.read(f"{name}.bias", (n,)) for name, n in sizes.items()))
+        joined = _joined(rows, (self._source.read(f"{name}.bias", part) for name, part in stored))
         return self._pack(weight, joined if order is None else order(joined))
 
-    def head(self, name: str, out_features: int, in_features: int, *, bias: bool) -> PackedLinear:
+    def bias(self, name: str, size: int) -> Tensor:
+        """A bias that is added to the sum of several ranks' products, in float32 as that is."""
+        return self._hold(self._source.read(f"{name}.bias", Span.whole(size)).float())
+
+    def head(self, name: str, outputs: Span, in_features: int, *, bias: bool) -> PackedLinear:
         """A product outside the layers, stored [out, in] by all families."""
-        weight = self._source.read(f"{name}.weight", (out_features, in_features))
-        return self._pack(weight, self._source.read(f"{name}.bias", (out_features,)) if bias else None)
+        weight = self._source.read(f"{name}.weight", outputs, Span.whole(in_features))
+        return self._pack(weight, self._source.read(f"{name}.bias", outputs) if bias else None)
 
     def tied_head(self, embedding: Tensor) -> PackedLinear:
         """A vocabulary head that shares the embedding's memory where packing leaves weights as they are."""
@@ -161,11 +180,11 @@ class PartBuilder:
         self.held_bytes += 0 if packed.data is embedding else embedding.nbytes
         return packed
 
-    def _weight(self, name: str, rows: int, columns: int) -> Tensor:
+    def _weight(self, name: str, rows: Span, columns: Span) -> Tensor:
         """[rows, columns], however it is stored."""
         if self._config.family.transposed:
-            return self._source.read(f"{name}.weight", (columns, rows)).t().contiguous()
-        return self._source.read(f"{name}.weight", (rows, columns))
+            return self._source.read(f"{name}.weight", columns, rows).t().contiguous()
+        return self._source.read(f"{name}.weight", rows, columns)
 
     def _pack(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
         self.held_bytes += weight.nbytes + (0 if bias is None else bias.nbytes)
@@ -174,6 +193,23 @@ class PartBuilder:
     def _hold(self, tensor: Tensor) -> Tensor:
         self.held_bytes += tensor.nbytes
         return tensor
+
+
+def _shape(axes: tuple[Span, ...]) -> tuple[int, ...]:
+    return tuple(axis.size for axis in axes)
+
+
+def _stored_rows(names: tuple[str, ...], parts: tuple[Span, ...]) -> list[tuple[str, Span]]:
+    """Which rows of which tensor make up the parts, in their order."""
+    if len(names) == len(parts):
+        return list(zip(names, parts, strict=True))
+    (name,), total = names, sum(part.size for part in parts)
+    if all(part.is_whole for part in parts):
+        return [(name, Span.whole(total))]
+    starts = accumulate((part.size for part in parts), initial=0)
+    return [
+        (name, Span(start + part.start, start + part.stop, total)) for start, part in zip(starts, parts, strict=False)
+    ]
 
 
 def _joined(rows: int, parts: Iterator[Tensor]) -> Tensor:

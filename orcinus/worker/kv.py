@@ -42,6 +42,7 @@ class KVCache:
             dtype=shape.dtype,
             device=device,
         )
+        self.dtype = shape.dtype
         self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self._data]
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:

@@ -21,7 +21,7 @@ class Packed:
     """One iteration's input.
 
     Args:
-        tokens: int64 [tokens].
+        tokens: int64 [tokens]; none in the later stages of a pipeline.
         batch: which rows belong to which sequence, and where their KV lies.
         rows: int64 [rows], the rows that go through the vocabulary head, in the order of `samples` then `scored`.
         samples: work items that sample, one row each.
@@ -39,8 +39,13 @@ class Packed:
     segments: Tensor | None
 
 
-def pack(work: Sequence[Work], logs: Sequence[SequenceLog], sequences: Sequences, block_size: int) -> Packed:
+def pack(
+    work: Sequence[Work], logs: Sequence[SequenceLog], sequences: Sequences, block_size: int, *, embeds: bool = True
+) -> Packed:
     """Lay the tokens of all work items in one row after another.
+
+    Args:
+        embeds: the tokens themselves are needed, not only where they are.
 
     Raises:
         PlanError: an item asks for a token that this worker doesn't have.
@@ -54,7 +59,8 @@ def pack(work: Sequence[Work], logs: Sequence[SequenceLog], sequences: Sequences
     contexts = starts + counts
     tables = sequences.tables[sequences.slots(logs), : -(-int(contexts.max()) // block_size)]
     slots = tables[owners, positions // block_size].astype(np.int64) * block_size + positions % block_size
-    tokens = np.frombuffer(b"".join(map(_input_tokens, work, logs)), dtype=np.uint32).astype(np.int64)
+    values = b"".join(map(_input_tokens, work, logs)) if embeds else b""
+    tokens = np.frombuffer(values, dtype=np.uint32).astype(np.int64)
     batch = AttentionBatch(
         query_starts=torch.from_numpy(query_starts.astype(np.int32)),
         context_lengths=torch.from_numpy(contexts.astype(np.int32)),

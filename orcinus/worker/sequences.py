@@ -57,6 +57,10 @@ class Sequences:
             raise PlanError(f"the plan names sequence {seq_id}, which this worker was never told about")
         return log
 
+    def find(self, seq_id: int) -> SequenceLog | None:
+        """The sequence, if it is known."""
+        return self._logs.get(seq_id)
+
     def apply(self, plan: IterationPlan) -> None:
         """The state changes of a plan, but its copies: forget, learn, extend tables.
 

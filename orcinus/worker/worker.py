@@ -1,9 +1,14 @@
-"""A worker: a plan in, sampled tokens out. It decides nothing, and reports a wrong plan instead of repairing it."""
+"""A worker: a plan in, sampled tokens out. It decides nothing, and reports a wrong plan instead of repairing it.
+
+One of several that hold a model together does the same with its part: states come from the stage before and go to the
+next, and only the first rank of the last stage has something to report.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -12,6 +17,9 @@ import torch
 from orcinus.core.plan import IterationPlan, IterationResult, SequenceFailure, SequenceOutput, TokenLogprobs
 from orcinus.errors import RequestFailed
 from orcinus.models import Model
+from orcinus.parallel import Place
+from orcinus.parallel.wiring import Links
+from orcinus.worker.fed_back import FedBack
 from orcinus.worker.kv import KVCache
 from orcinus.worker.pack import Packed, pack, to_device
 from orcinus.worker.pooling import pool
@@ -27,8 +35,33 @@ class _Found:
     failures: dict[int, SequenceFailure]
 
 
+class _Watch:
+    """Counts the seconds of an iteration in which this worker didn't wait for another one."""
+
+    def __init__(self) -> None:
+        self._started_at = time.perf_counter()
+        self._paused = 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """These don't count."""
+        started_at = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - started_at
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return time.perf_counter() - self._started_at - self._paused
+
+
 class Worker:
-    """One device's model, KV memory and sampler."""
+    """One device's model or part of one, its KV memory, and a sampler.
+
+    Args:
+        place: among the workers that hold the model together.
+        links: to the others.
+    """
 
     def __init__(
         self,
@@ -39,45 +72,84 @@ class Worker:
         max_sequence_tokens: int,
         max_batch_size: int,
         device: torch.device,
+        place: Place | None = None,
+        links: Links | None = None,
     ) -> None:
+        self._place = place or Place()
+        self._links = links or Links()
         self._model = model
         self._kv = kv
         self._block_size = block_size
         self._device = device
         self._sampler = Sampler(model.shape.vocab_size, device)
         self._sequences = Sequences(-(-max_sequence_tokens // block_size), max_batch_size)
+        receiver = self._links.tokens_in
+        self._fed_back = None if receiver is None else FedBack(receiver, self._sequences)
         self._epoch = 0
 
     @torch.inference_mode()
     def execute(self, plan: IterationPlan) -> IterationResult:
         """Run one plan. Plans come in order; the first one of a new epoch makes the worker forget all sequences.
 
+        Returns:
+            What it gave, if this worker `answers`; else nothing came out here.
+
         Raises:
             PlanError: the plan contradicts the worker's state.
+            PeerLost: another worker is gone, or stands still.
         """
-        started_at = time.perf_counter()
+        watch = _Watch()
         if plan.epoch != self._epoch:
             self._sequences.clear()
             self._epoch = plan.epoch
         self._sequences.apply(plan)
         self._kv.copy(plan.copies)
         logs = [self._sequences[item.seq_id] for item in plan.work]
-        packed = to_device(pack(plan.work, logs, self._sequences, self._block_size), self._device)
-        outputs, failures = self._run(plan, logs, packed)
+        if self._fed_back is not None:
+            with watch.paused():
+                self._fed_back.catch_up(plan)
+        embeds = self._place.is_first
+        packed = to_device(pack(plan.work, logs, self._sequences, self._block_size, embeds=embeds), self._device)
+        return self._run(plan, logs, packed, watch)
+
+    def _run(self, plan: IterationPlan, logs: list[SequenceLog], packed: Packed, watch: _Watch) -> IterationResult:
+        """Through the layers, and on: to the next stage, or to the heads."""
+        before, times = self._states_before(plan, packed, watch)
+        hidden = self._model.forward(packed.tokens, packed.batch, self._kv.layers, packed.segments, before)
+        if self._fed_back is not None and packed.samples:
+            self._fed_back.expect()
+        if self._links.outlet is not None:
+            self._links.outlet.send(plan.epoch, plan.iteration, hidden, (*times, watch.seconds))
+            return IterationResult(plan.epoch, plan.iteration, ())
+        found = self._heads(plan, logs, packed, hidden)
         return IterationResult(
-            plan.epoch, plan.iteration, outputs, failures, stage_times=(time.perf_counter() - started_at,)
+            plan.epoch,
+            plan.iteration,
+            tuple(found.outputs.values()),
+            tuple(found.failures.values()),
+            stage_times=(*times, watch.seconds),
         )
 
-    def _run(
-        self, plan: IterationPlan, logs: list[SequenceLog], packed: Packed
-    ) -> tuple[tuple[SequenceOutput, ...], tuple[SequenceFailure, ...]]:
+    def _states_before(
+        self, plan: IterationPlan, packed: Packed, watch: _Watch
+    ) -> tuple[torch.Tensor | None, tuple[float, ...]]:
+        """What the stage before gave, and how long each stage took for it."""
+        if self._links.inlet is None:
+            return None, ()
+        rows, width = len(packed.batch.positions), self._model.shape.width
+        with watch.paused():
+            return self._links.inlet.receive(plan.epoch, plan.iteration, rows, width, self._kv.dtype)
+
+    def _heads(self, plan: IterationPlan, logs: list[SequenceLog], packed: Packed, hidden: torch.Tensor) -> _Found:
+        """What comes out of the last layer. Ranks that don't answer only give their part of the logits."""
         found = _Found({}, {})
-        hidden = self._model.forward(packed.tokens, packed.batch, self._kv.layers, packed.segments)
-        if packed.pooled:
+        if packed.pooled and self._place.answers:
             self._pool(plan, logs, packed, hidden, found)
         if len(packed.rows):
-            self._sample(plan, logs, packed, self._model.logits(hidden[packed.rows]), found)
-        return tuple(found.outputs.values()), tuple(found.failures.values())
+            logits = self._model.logits(hidden[packed.rows])
+            if self._place.answers:
+                self._sample(plan, logs, packed, logits, found)
+        return found
 
     def _pool(
         self, plan: IterationPlan, logs: list[SequenceLog], packed: Packed, hidden: torch.Tensor, found: _Found
@@ -102,12 +174,12 @@ class Worker:
         scores = dict(self._score_prompts(logits[len(packed.samples) :], logs, packed))
         rows = [_sample_row(logs[i]) for i in packed.samples]
         sampled = self._sampler.sample(logits[: len(rows)], rows) if rows else []
+        self._feed_back(plan, logs, packed, sampled)
         for i, result in zip(packed.samples, sampled, strict=True):
             seq_id = plan.work[i].seq_id
             if result.failure:
                 found.failures[i] = SequenceFailure(seq_id, result.failure, _EXPLANATIONS[result.failure])
             else:
-                logs[i].append(result.token)
                 found.outputs[i] = _output(seq_id, result)
         for i, score in scores.items():
             if isinstance(score, RequestFailed):
@@ -116,6 +188,21 @@ class Worker:
             elif i not in found.failures:
                 sampled_too = found.outputs.get(i, SequenceOutput(plan.work[i].seq_id, ()))
                 found.outputs[i] = msgspec.structs.replace(sampled_too, prompt_logprobs=score)
+
+    def _feed_back(
+        self, plan: IterationPlan, logs: list[SequenceLog], packed: Packed, sampled: Sequence[Sampled]
+    ) -> None:
+        """Keep the tokens for the next plan, here and where they are embedded, before core hears of them.
+
+        A failed sequence gets one too: under look-ahead a plan that goes on with it may be on its way.
+        """
+        fed = []
+        for i, result in zip(packed.samples, sampled, strict=True):
+            token = 0 if result.failure else result.token
+            fed.append((plan.work[i].seq_id, logs[i].length, token))
+            logs[i].append(token)
+        if fed and self._links.tokens_out is not None:
+            self._links.tokens_out.send(plan.epoch, fed)
 
     def _score_prompts(
         self, logits: torch.Tensor, logs: list[SequenceLog], packed: Packed

@@ -18,6 +18,7 @@ from orcinus.engine import build
 from orcinus.engine.config import EngineConfig, engine_command, engine_config
 from orcinus.engine.loop import Engine
 from orcinus.errors import ConfigurationError
+from orcinus.worker import build as worker_build
 
 
 class CountingExecutor:
@@ -118,7 +119,7 @@ def test_options_are_refused_by_name(options: dict[str, object], complaint: str)
 
 
 def test_building_says_what_is_loaded_and_how_far(random_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "LOAD_PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(worker_build, "LOAD_PROGRESS_SECONDS", 0.0)
     said: list[str] = []
     config = EngineConfig(str(random_llama), max_model_len=64, kv_cache_gib=0.01)
     built, description = build.build_engine(config, VirtualClock(), said.append)

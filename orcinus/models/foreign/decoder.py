@@ -72,8 +72,10 @@ class ForeignDecoder:
         batch: AttentionBatch,
         kv: Sequence[tuple[Tensor, Tensor]],
         segments: Tensor | None = None,
+        hidden: Tensor | None = None,
     ) -> Tensor:
         """See `Model.forward`; states come normed. Waits for the device."""
+        assert hidden is None, "a foreign model runs in one piece"
         return torch.cat([run_tile(self._foreign.plug, tokens, tile) for tile in tiles(batch, kv)])
 
     def logits(self, hidden: Tensor) -> Tensor:

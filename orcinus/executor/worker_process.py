@@ -1,0 +1,119 @@
+"""A worker as a process: started by `ProcessWorkers`, told its place, and gone when its parent or a peer has gone."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+from contextlib import closing, suppress
+
+import msgspec
+
+from orcinus.core.plan import IterationPlan
+from orcinus.errors import SystemFault
+from orcinus.executor.frames import Frames
+from orcinus.executor.messages import Done, FromWorker, Ready, Said, Start, WorkerFailed
+from orcinus.executor.relay import Relay
+from orcinus.parallel.wiring import Links
+from orcinus.worker.build import LoadedWorker, Memory
+from orcinus.worker.worker import Worker
+
+PR_SET_PDEATHSIG = 1
+
+
+class Parent:
+    """The socket to the process that started this one."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._frames = Frames(socket.socket(fileno=descriptor))
+        self._encode = msgspec.msgpack.Encoder().encode
+
+    def tell(self, message: FromWorker) -> None:
+        """Report.
+
+        Raises:
+            OSError: it has gone.
+        """
+        self._frames.send(self._encode(message))
+
+    def close(self) -> None:
+        """It hears the end."""
+        self._frames.socket.close()
+
+    def memory(self) -> Memory | None:
+        """What it grants; None if it has gone or wants nothing more."""
+        frame = self._frames.receive()
+        return None if frame is None else msgspec.msgpack.decode(frame, type=Memory)
+
+
+def main(arguments: list[str]) -> int:
+    """One argument, a `Start` as JSON: load, report, run plans, leave."""
+    start = msgspec.json.decode(arguments[0], type=Start)
+    _die_with(start.parent_pid)
+    # An interrupt at the terminal is for the parent, which then lets its workers go.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = Parent(start.ends.parent)
+    try:
+        work(start, parent)
+    except SystemFault as fault:
+        # Where the parent let everybody go amid a plan, there is nobody to tell, and nothing amiss.
+        with suppress(OSError):
+            parent.tell(WorkerFailed.of(fault))
+        return 1
+    except BrokenPipeError:
+        return 1
+    return 0
+
+
+def work(start: Start, parent: Parent) -> None:
+    """Be the worker that `start` describes, until there is nothing more to do.
+
+    Raises:
+        SystemFault: it can't go on.
+    """
+    ends, place = start.ends, start.place
+    relay = Relay(
+        socket.socket(fileno=ends.plans_in), socket.socket(fileno=ends.plans_out) if ends.plans_out >= 0 else None
+    )
+
+    def say(line: str) -> None:
+        # All of them would say the same.
+        if place.index == 0:
+            parent.tell(Said(line))
+
+    with closing(Links.open(ends, place, start.spin_seconds)) as links:
+        loaded = LoadedWorker.load(start.config, place, links, say)
+        parent.tell(loaded.description)
+        memory = parent.memory()
+        if memory is None:
+            return
+        worker = loaded.with_memory(memory)
+        parent.tell(Ready())
+        _run(worker, relay, parent, answers=place.answers)
+
+
+def _run(worker: Worker, relay: Relay, parent: Parent, *, answers: bool) -> None:
+    """Plan by plan, until no more will come."""
+    decode = msgspec.msgpack.Decoder(IterationPlan).decode
+    while (frame := relay.next()) is not None:
+        result = worker.execute(decode(frame))
+        if answers:
+            parent.tell(Done(result))
+
+
+def _die_with(parent_pid: int) -> None:
+    """Even if this process stands still then. The parent may be gone already, so look afterwards."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent_pid:
+        sys.exit("the process that started this worker is gone")
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stderr.flush()
+    # Taking a torch process apart in order takes seconds, and the kernel needs no help.
+    os._exit(code)

@@ -1,0 +1,25 @@
+"""Workers on their way to be an executor: loaded first, and given memory when it is known how much all of them need."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from orcinus.executor import Executor
+from orcinus.worker.build import Memory, WorkerDescription
+
+
+class Workers(Protocol):
+    """Workers that have their weights and wait for their memory."""
+
+    @property
+    def descriptions(self) -> list[WorkerDescription]:
+        """One each, by index."""
+        ...
+
+    def with_memory(self, memory: Memory) -> Executor:
+        """Give it to each of them."""
+        ...
+
+    def close(self) -> None:
+        """Let them go, should nothing come of it."""
+        ...
