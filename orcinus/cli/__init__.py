@@ -12,9 +12,13 @@ from orcinus import __version__
 from orcinus.cli.bench import bench
 from orcinus.cli.chat import chat
 from orcinus.cli.eval import evaluate
+from orcinus.cli.explain import explain
 from orcinus.cli.generate import generate
 from orcinus.cli.options import meant
+from orcinus.cli.profile import profile
+from orcinus.cli.replay import replay
 from orcinus.cli.serve import serve
+from orcinus.cli.simulate import simulate
 from orcinus.errors import OrcinusError
 
 EXIT_FAULT = 2
@@ -36,9 +40,13 @@ def run(arguments: Sequence[str]) -> int:
     )
     app.command(serve)
     app.command(chat)
+    app.command(explain)
     app.command(generate)
     app.command(bench)
     app.command(evaluate, name="eval")
+    app.command(profile)
+    app.command(simulate)
+    app.command(replay)
     try:
         return int(app(list(arguments), exit_on_error=False, print_error=False) or 0)
     except CycloptsError as error:

@@ -57,7 +57,7 @@ class ServerFlags:
     served_model_name: tuple[str, ...] = ()
     insecure_no_auth: bool = False
     api_server_count: int = 1
-    max_queue_seconds: float = 60.0
+    max_queue_seconds: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ RIGHT: dict[str, object] = {
     "admission": "reserve",
     "policy": "fcfs",
     "lookahead": 1,
+    "enable_prefix_caching": False,
     "kernels": "reference",
     "model_impl": "orcinus",
     "threads": 1,
