@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Self
 
 from orcinus.core.request import FinishReason, SamplingParams
+from orcinus.engine.child import private_directory
 from orcinus.engine.client import EngineClient
 from orcinus.engine.clock import MonotonicClock
 from orcinus.engine.config import engine_command, engine_config
 from orcinus.engine.door import Door
 from orcinus.engine.messages import EngineDescription
-from orcinus.engine.child import private_directory
 from orcinus.engine.supervisor import EngineSupervisor
 from orcinus.errors import EngineDied, InvalidRequest
 from orcinus.outputs import RequestCollector, RequestOutput

@@ -117,12 +117,22 @@ class Endpoint:
             Refused: it says no.
             ConfigurationError: it isn't an OpenAI server.
         """
+        return [model.id for model in self.get("/v1/models", _Models).data]
+
+    def get(self, path: str, kind: type[Decoded]) -> Decoded:
+        """What it answers to a GET.
+
+        Raises:
+            Unreachable: nobody answers.
+            Refused: it says no.
+            ConfigurationError: it answers something else.
+        """
         try:
-            with self._exchange("GET", "/v1/models", wait=_CONNECT_SECONDS) as response:
+            with self._exchange("GET", path, wait=_CONNECT_SECONDS) as response:
                 content = response.read()
         except (OSError, HTTPException) as error:
             raise Unreachable(self._remedy(error)) from error
-        return [model.id for model in _decode(content, _Models).data]
+        return _decode(content, kind)
 
     def chat(self, request: bytes, on_retry: Callable[[], None]) -> Generator[Chunk, None, None]:
         """The events of a streamed answer, each exactly once, over as many connections as it takes.

@@ -20,6 +20,7 @@ import zmq
 import zmq.asyncio
 
 from orcinus.core.credit import Cost, Credit
+from orcinus.core.explain import Cause, Interval, Life
 from orcinus.core.progress import Progress
 from orcinus.core.request import TOKEN_TYPECODE, FinishReason, Request
 from orcinus.engine.clock import MonotonicClock
@@ -30,6 +31,8 @@ from orcinus.engine.messages import (
     EngineDown,
     EngineGone,
     EngineUp,
+    Explain,
+    Explained,
     FromEngine,
     Hello,
     Outputs,
@@ -38,13 +41,15 @@ from orcinus.engine.messages import (
     ToEngine,
     Watch,
 )
-from orcinus.errors import EngineDied, Overloaded
+from orcinus.errors import EngineDied, InvalidRequest, Overloaded
 
 # Codes of the errors that end streams from this side. They are stable.
 ENGINE_DIED = "engine_died"
 SHUTTING_DOWN = "shutting_down"
 # The state of the queues is asked for so often; it is for metrics.
 _STATS_SECONDS = 1.0
+EXPLAIN_SECONDS = 5.0
+MAX_OUTAGES = 256
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +81,15 @@ class Stream:
     Args:
         arrival: set whenever something has arrived or the stream has ended. Several streams may share one, so that
             one reader can wait for all of them.
+
+    Attributes:
+        has_begun: the engine of the day has answered something.
     """
 
     def __init__(self, client: EngineClient, request: Request, arrival: asyncio.Event) -> None:
         self.request = request
         self.arrival = arrival
+        self.has_begun = False
         self._client = client
         self._open = set(range(request.params.n))
         self._aborted: dict[int, FinishReason] = {}
@@ -130,6 +139,9 @@ class Stream:
             if one.index not in self._open:
                 continue
             self._logs[one.index].extend(one.tokens)
+            if not self.has_begun and (one.tokens or one.pooled):
+                self.has_begun = True
+                self._client.begin(self)
             self._arrived.append(self._without_repeated(one))
             if one.finish_reason is not None:
                 self._open.discard(one.index)
@@ -212,6 +224,11 @@ class EngineClient:
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._gone = ""
         self._watcher: Watcher | None = None
+        self._tickets: dict[int, asyncio.Future[tuple[Life, ...]]] = {}
+        self._num_tickets = 0
+        self.outages: deque[Interval] = deque(maxlen=MAX_OUTAGES)
+        """Times without an engine, the latest ones."""
+        self._down_at: float | None = None
         self._first_up: asyncio.Future[EngineDescription] = asyncio.get_running_loop().create_future()
         self.stats: Outputs | None = None
         """The state of the queues after the latest iteration, without its progress; None before the first."""
@@ -239,14 +256,15 @@ class EngineClient:
         """
         return await asyncio.shield(self._first_up)
 
-    def check_room(self, requests: Sequence[Request]) -> None:
+    def check_room(self, requests: Sequence[Request] = ()) -> None:
         """May these come in? Submit them in the same breath, or somebody else may have come.
+
+        The answer doesn't depend on what they ask: without any, it is the one for a request that isn't read yet.
 
         Raises:
             Overloaded: the engine has more to do than newcomers should wait for.
         """
-        cost = sum(map(Cost.of, requests), start=Cost())
-        retry_after = self._credit.retry_after(cost, self._clock.now())
+        retry_after = self._credit.retry_after(self._clock.now(), len(requests))
         if retry_after is not None:
             raise Overloaded("the engine has more work than it can begin in time; try again", retry_after=retry_after)
 
@@ -268,16 +286,35 @@ class EngineClient:
         """For `Stream`: tell the engine, if there is one. A stream that is wanted no more isn't resumed on the next."""
         self._send(abort)
 
+    def begin(self, stream: Stream) -> None:
+        """For `Stream`: the first of its answer is there."""
+        self._credit.begin(Cost.of(stream.request), self._clock.now())
+
     def forget(self, stream: Stream) -> None:
         """For `Stream`: it has ended."""
         if self._streams.pop(stream.request.request_id, None) is not None:
-            self._credit.give_back(Cost.of(stream.request), self._clock.now())
+            self._credit.give_back(Cost.of(stream.request), self._clock.now(), has_begun=stream.has_begun)
 
     def end_streams(self, code: str, message: str) -> None:
         """End every live stream with an error, and the work on it."""
         for stream in list(self._streams.values()):
             stream.abort()
             stream.fail(code, message)
+
+    async def explain(self, request_ids: Sequence[str]) -> tuple[Life, ...]:
+        """What the engine of the day remembers of requests; nothing if there is none, or it doesn't answer in time."""
+        if self._socket is None:
+            return ()
+        self._num_tickets += 1
+        ticket, future = self._num_tickets, asyncio.get_running_loop().create_future()
+        self._tickets[ticket] = future
+        self._send(Explain(ticket, tuple(request_ids)))
+        try:
+            return await asyncio.wait_for(future, EXPLAIN_SECONDS)
+        except TimeoutError:
+            return ()
+        finally:
+            del self._tickets[ticket]
 
     # ---- who looks on
 
@@ -299,8 +336,7 @@ class EngineClient:
         """Connect, and resume every live stream, the eldest first."""
         self._disconnect()
         engine = news.description
-        share = Cost(engine.max_request_tokens // self._num_fronts, -(-engine.max_batch_size // self._num_fronts))
-        self._credit.resize(share)
+        self._credit.resize(self._share_of(engine))
         socket = self._context.socket(zmq.DEALER)
         # No bounds: a message held back here would be a token lost; what can wait is bounded by the requests admitted.
         for option, value in ((zmq.SNDHWM, 0), (zmq.RCVHWM, 0), (zmq.LINGER, 0), (zmq.MAXMSGSIZE, 64 * 2**20)):
@@ -310,6 +346,9 @@ class EngineClient:
         self._socket = socket
         self._tasks = (asyncio.create_task(self._read(socket)), asyncio.create_task(self._ask_for_stats()))
         self._send(Hello())
+        if self._down_at is not None:
+            self.outages.append(Interval(Cause.ENGINE_DOWN, self._down_at, self._clock.now()))
+            self._down_at = None
         if self._watcher is not None:
             self._watcher.see_engine_up()
             self._send(Watch(True))
@@ -321,9 +360,18 @@ class EngineClient:
         if not self._first_up.done():
             self._first_up.set_result(news.description)
 
+    def _share_of(self, engine: EngineDescription) -> Cost:
+        """What this front end may fill of it."""
+        bounds = engine.max_request_tokens, engine.max_batch_size, engine.max_batch_tokens
+        return Cost(*(-(-bound // self._num_fronts) for bound in bounds))
+
     def engine_down(self, news: EngineDown) -> None:
         """Hear nothing of the dead engine any more: what it hadn't said, the next one will."""
         self._disconnect()
+        self._down_at = self._clock.now()
+        self._credit.begin_anew(self._down_at)
+        for stream in self._streams.values():
+            stream.has_begun = False
         if self._watcher is not None:
             self._watcher.see_engine_down()
 
@@ -370,15 +418,20 @@ class EngineClient:
             frame = await socket.recv()
             try:
                 message = self._decoder.decode(frame)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, ValueError, InvalidRequest):
                 # Tokens are lost in it; the next engine will give them again.
                 logger.exception("a frame of the engine can't be read, so it is replaced")
                 self._on_unreadable()
                 return
-            if isinstance(message, Outputs):
-                self._dispatch(message)
-            elif self._watcher is not None:
-                self._watcher.see_iterations(message)
+            match message:
+                case Outputs():
+                    self._dispatch(message)
+                case Explained(ticket=ticket, lives=lives):
+                    asked = self._tickets.get(ticket)
+                    if asked is not None and not asked.done():
+                        asked.set_result(lives)
+                case Timeline() if self._watcher is not None:
+                    self._watcher.see_iterations(message)
 
     async def _ask_for_stats(self) -> None:
         while True:

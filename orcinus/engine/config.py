@@ -31,6 +31,7 @@ class EngineConfig:
         admission: on_demand (vLLM) or reserve (Orca).
         policy: order of service.
         lookahead: 1 schedules a decoding sequence again before its token is back.
+        enable_prefix_caching: prompts that begin alike share the KV blocks of what they have in common.
         kernels: auto, cpu (native) or reference (plain torch).
         model_impl: orcinus (our own table of families), transformers (its modelling code over our KV: slower), or auto:
             ours where the model has an entry.
@@ -53,6 +54,7 @@ class EngineConfig:
     admission: AdmissionName = "on_demand"
     policy: str = "fcfs"
     lookahead: Literal[0, 1] = 0
+    enable_prefix_caching: bool = True
     kernels: Literal["auto", "cpu", "reference"] = "auto"
     model_impl: Literal["auto", "orcinus", "transformers"] = "auto"
     threads: int | None = None
@@ -83,6 +85,7 @@ class EngineConfig:
             max_batch_size=self.max_batch_size,
             num_stages=self.pipeline_parallel_size,
             lookahead=self.lookahead,
+            enable_prefix_caching=self.enable_prefix_caching,
             admission=self.admission,
             policy=self.policy,
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from orcinus.core.explain import Life
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason, PoolingType, Request
 from orcinus.errors import CheckpointError, ConfigurationError, EngineDied, SystemFault
@@ -44,6 +45,20 @@ class Watch(msgspec.Struct, frozen=True, tag="watch"):
     """Somebody at this front end looks on: tell it who is in each iteration, until told to stop."""
 
     on: bool
+
+
+class Explain(msgspec.Struct, frozen=True, tag="explain"):
+    """What does the journal know of these requests? `ticket` comes back with the answer."""
+
+    ticket: int
+    request_ids: tuple[str, ...]
+
+
+class Explained(msgspec.Struct, frozen=True, tag="explained"):
+    """The lives of those that it remembers."""
+
+    ticket: int
+    lives: tuple[Life, ...]
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
@@ -94,7 +109,12 @@ class EngineDescription(msgspec.Struct, frozen=True, tag="description"):
 
 
 class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
-    """What one iteration gave, and the state of the queues after it."""
+    """What one iteration gave, and the state of the queues after it.
+
+    Args:
+        free_blocks: `cached_blocks` of them hold KV that may be found again.
+        stage_idle: of each pipeline stage, the share of the time under load in which it had nothing to work on.
+    """
 
     progress: tuple[Progress, ...]
     num_waiting: int = 0
@@ -103,6 +123,8 @@ class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
     total_blocks: int = 0
     iterations: int = 0
     preemptions: int = 0
+    cached_blocks: int = 0
+    stage_idle: tuple[float, ...] = ()
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True):
@@ -205,9 +227,9 @@ class EngineUnreadable(msgspec.Struct, frozen=True, tag="engine_unreadable"):
     """The engine sends what no engine of ours sends: it is to be replaced."""
 
 
-ToEngine = Hello | Add | Abort | Ping | Watch
+ToEngine = Hello | Add | Abort | Ping | Watch | Explain
 """From front ends, over ZMQ."""
-FromEngine = Outputs | Timeline
+FromEngine = Outputs | Timeline | Explained
 """To the front end that asked."""
 OrderToEngine = Ping | FrontGone | Shutdown
 """From the supervisor, over the channel."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
+from orcinus.core.explain import explain
 from orcinus.core.progress import Progress
 from orcinus.core.quarantine import Quarantine, Suspects
 from orcinus.core.request import FinishReason, Request
@@ -22,6 +23,8 @@ from orcinus.engine.loop import Engine
 from orcinus.engine.messages import (
     Abort,
     Add,
+    Explain,
+    Explained,
     Failed,
     FrontGone,
     Hello,
@@ -36,11 +39,15 @@ from orcinus.engine.messages import (
 )
 from orcinus.engine.timeline import Observer
 from orcinus.errors import InvalidRequest, SystemFault
+from orcinus.executor import WorkerDied
+from orcinus.executor.processes import ProcessWorkers
 
 # How long suspects are waited for after an engine's start: their front ends are told of it at once.
 ABSENT_SECONDS = 1.0
 # Who looks on is told of the latest iterations no sooner than this after the last time.
 FRAME_SECONDS = 0.2
+# With nothing to do, workers are looked after so often.
+_LOOK_MS = 500
 
 Control = Channel[ReportFromEngine, OrderToEngine]
 
@@ -55,6 +62,8 @@ class EngineProcess:
         self._socket = socket
         self._control = control
         self._beat = beat
+        # Workers that are processes can die while there is nothing to ask them.
+        self._workers = engine.executor if isinstance(engine.executor, ProcessWorkers) else None
         self._quarantine = Quarantine(suspects)
         self._started_at = time.monotonic()
         self._decode = msgspec.msgpack.Decoder(ToEngine).decode
@@ -96,7 +105,10 @@ class EngineProcess:
             poller.register(self._socket, zmq.POLLIN)
             poller.register(self._control.socket, zmq.POLLIN)
             # Suspects who don't come must not hold up the others for good.
-            poller.poll(100 if self._quarantine.is_active else None)
+            look = None if self._workers is None else _LOOK_MS
+            poller.poll(100 if self._quarantine.is_active else look)
+            if self._workers is not None:
+                self._workers.check()
         self._obey()
         while not self._is_stopping:
             try:
@@ -143,6 +155,8 @@ class EngineProcess:
                 self._outbox[front] += []
             case Watch(on=on):
                 self._watch(front, on)
+            case Explain():
+                self._explain(front, message)
 
     def _begin(self, request: Request) -> None:
         if self._quarantine.refuses(request.request_id):
@@ -163,6 +177,13 @@ class EngineProcess:
         if on and not self._watchers:
             self._observer = Observer(self._engine.scheduler)
         (self._watchers.add if on else self._watchers.discard)(front)
+
+    def _explain(self, front: bytes, asked: Explain) -> None:
+        """Between two iterations; reading a full journal takes some milliseconds."""
+        events, now = self._engine.scheduler.journal, time.monotonic()
+        lives = (explain(events, request_id, now) for request_id in asked.request_ids)
+        answer = Explained(asked.ticket, tuple(life for life in lives if life is not None))
+        self._socket.send_multipart((front, self._encode(answer)))
 
     def _forget_front(self, identity: bytes) -> None:
         self._watchers.discard(identity)
@@ -217,6 +238,8 @@ class EngineProcess:
                 total_blocks=scheduler.pool.num_blocks,
                 iterations=scheduler.num_iterations,
                 preemptions=scheduler.journal.counts["Preempted"],
+                cached_blocks=scheduler.pool.num_cached,
+                stage_idle=() if self._workers is None else self._workers.idle_shares(),
             )
             self._socket.send_multipart((front, self._encode(outputs)))
         self._outbox.clear()
@@ -260,6 +283,10 @@ def main(arguments: list[str]) -> int:
         beat = Beat(Path(options["--beat"]))
         control.send(description)
         EngineProcess(engine, socket, control, beat, suspects).run()
+    except WorkerDied as fault:
+        _say(str(fault))
+        # What somebody else did to a worker is no fault of a request: the supervisor takes 0 for a foreign end.
+        return 0 if fault.by_others else 1
     finally:
         engine.close()
         context.destroy(linger=1000)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from orcinus.core.clock import Clock
+from orcinus.core.explain import Interval, Life
 from orcinus.core.plan import TokenLogprobs
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason, Request, unpack_tokens
 from orcinus.engine.client import Watcher
 from orcinus.engine.messages import Abort, Outputs
 from orcinus.errors import RequestFailed
+from orcinus.server.history import History
 from orcinus.server.metrics import Metrics
 from orcinus.text.stream import PROMPT_TAIL, TextStream, text_tokens
 from orcinus.text.tokenizer import Tokenizer
@@ -56,11 +58,18 @@ class EngineFront(Protocol):
     def stats(self) -> Outputs | None:
         """State of the queues after the latest iteration."""
 
-    def check_room(self, requests: Sequence[Request]) -> None:
+    def check_room(self, requests: Sequence[Request] = ()) -> None:
         """Raises Overloaded, with the time after which there may be room."""
 
     def submit(self, request: Request, arrival: asyncio.Event | None = None) -> ProgressStream:
         """Start a request; `arrival` is set when its stream has something to read."""
+
+    @property
+    def outages(self) -> Iterable[Interval]:
+        """Times without an engine."""
+
+    async def explain(self, request_ids: Sequence[str]) -> Sequence[Life]:
+        """What the engine remembers of requests."""
 
     def watch(self, watcher: Watcher) -> None:
         """Show `watcher` what goes on."""
@@ -85,6 +94,7 @@ class Answers:
 
     Args:
         requests: one for each prompt, admitted.
+        history: what is noted of the response.
         tokenizer: None gives pieces without text.
     """
 
@@ -92,11 +102,13 @@ class Answers:
         self,
         front: EngineFront,
         requests: Sequence[Request],
+        history: History,
         tokenizer: Tokenizer | None,
         metrics: Metrics,
         clock: Clock,
     ) -> None:
         self.requests = requests
+        self._history = history
         self.num_generated = 0
         self._front = front
         self._tokenizer = tokenizer
@@ -107,6 +119,13 @@ class Answers:
         self._paused: list[tuple[Request, list[Abort]]] = []
         self._num_resumptions = 0
         self._answers: list[_Answer] = []
+        # Of each prompt, as the first engine that began it said.
+        self._cached: dict[int, int] = {}
+
+    @property
+    def num_cached(self) -> int:
+        """Prompt tokens whose KV was there already, over all prompts."""
+        return sum(self._cached.values())
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -137,6 +156,7 @@ class Answers:
             the pieces that had arrived and were not handed out yet.
         """
         pieces = self._pieces()
+        self._history.pause(self._clock.now())
         self._paused = [stream.resumption() for stream in self._streams]
         for stream in self._streams:
             stream.close()
@@ -151,6 +171,7 @@ class Answers:
         first = 0
         self._streams = []
         self._num_resumptions += 1
+        self._history.resume(self._clock.now())
         for paused, ended in self._paused:
             # The engine may still have to tell the end of what it was told to drop: it must not be taken for ours.
             name = f"{paused.request_id.partition('~')[0]}~{self._num_resumptions}"
@@ -183,8 +204,12 @@ class Answers:
 
     def _arrived(self) -> list[tuple[_Answer, Progress]]:
         first, arrived = 0, []
-        for stream, request in zip(self._streams, self.requests, strict=True):
-            arrived += [(self._answers[first + progress.index], progress) for progress in stream.arrived()]
+        for number, (stream, request) in enumerate(zip(self._streams, self.requests, strict=True)):
+            for progress in stream.arrived():
+                if progress.tokens and number not in self._cached:
+                    self._cached[number] = progress.cached_tokens
+                    self._metrics.count_prefix(request.num_prompt_tokens, progress.cached_tokens)
+                arrived.append((self._answers[first + progress.index], progress))
             first += request.params.n
         return arrived
 
@@ -206,6 +231,9 @@ class Answers:
             if answer.first_token_at is None:
                 answer.first_token_at = now
                 self._metrics.time_to_first_token.observe(now - arrived_at)
+            else:
+                self._metrics.gap.observe(now - answer.last_token_at)
+            answer.last_token_at = now
         if piece.finish_reason is not None:
             self._metrics.ended[piece.finish_reason].inc()
             self._metrics.latency.observe(now - arrived_at)
@@ -214,6 +242,7 @@ class Answers:
 
     def close(self) -> None:
         """Nobody wants the rest, now or later."""
+        self._history.end(self._clock.now())
         for stream in self._streams:
             stream.close()
 
@@ -254,6 +283,7 @@ class _Answer:
         self.ended = False
         self.num_tokens = 0
         self.first_token_at: float | None = None
+        self.last_token_at = 0.0
         self._choice = choice
         self._index = index
         self._stream = stream

@@ -24,7 +24,9 @@ from orcinus.server.answers import Answers
 from orcinus.server.delivery import WholeAnswer
 from orcinus.server.dialects import ChatDialect, CompletionDialect, CompletionForm
 from orcinus.server.errors import handle_error
+from orcinus.server.explanations import EXPLAIN_PATH
 from orcinus.server.gate import Gate, key_of
+from orcinus.server.history import History
 from orcinus.server.intake import Intake, Limits, ServerContext, json_response
 from orcinus.server.live import LIVE_PATH, Feed, Live
 from orcinus.server.metrics import CONTENT_TYPE, Metrics
@@ -57,6 +59,7 @@ def create_app(context: ServerContext) -> Starlette:
             *(Route(path, texts.tokenize, methods=["POST"]) for path in TOKENIZE_PATHS),
             *(Route(path, texts.detokenize, methods=["POST"]) for path in DETOKENIZE_PATHS),
             Route("/v1/streams/{stream_id}", api.stream),
+            Route(EXPLAIN_PATH, api.explain),
             Route(LIVE_PATH, api.live),
             Route("/v1/models", api.models),
             Route("/v1/models/{model:path}", api.model),
@@ -94,6 +97,8 @@ class _Api:
 
     async def completions(self, request: Request) -> WholeAnswer | EventStream:
         """POST /v1/completions."""
+        received_at = self._context.clock.now()
+        self._intake.check_load()
         asked = await self._intake.parse(request, self._completion_decoder)
         frame = self._frame("cmpl-", asked)
         params = completion_params(asked, self._context.defaults)
@@ -111,10 +116,12 @@ class _Api:
             prompt_logprobs=asked.prompt_logprobs is not None,
         )
         dialect = CompletionDialect(frame, requests, self._context.tokenizer, form)
-        return self._deliver(request, asked, requests, dialect, frame)
+        return self._deliver(request, asked, requests, dialect, frame, received_at)
 
     async def chat_completions(self, request: Request) -> WholeAnswer | EventStream:
         """POST /v1/chat/completions."""
+        received_at = self._context.clock.now()
+        self._intake.check_load()
         asked = await self._intake.parse(request, self._chat_decoder)
         frame = self._frame("chatcmpl-", asked)
         params = chat_params(asked, self._context.defaults)
@@ -140,7 +147,7 @@ class _Api:
             with_ids=self._with_ids(asked),
             prompt_logprobs=asked.prompt_logprobs is not None,
         )
-        return self._deliver(request, asked, requests, dialect, frame)
+        return self._deliver(request, asked, requests, dialect, frame, received_at)
 
     async def stream(self, request: Request) -> EventStream | NeighbourStream:
         """GET /v1/streams/{stream_id}: go on after the event named by the header `Last-Event-ID`, or from the start."""
@@ -150,6 +157,13 @@ class _Api:
             return await neighbours.follow(stream_id, key_of(request), last_event_id)
         log, place = self._context.streams.resume(stream_id, key_of(request), last_event_id)
         return EventStream(log, self._context.streams, place)
+
+    async def explain(self, request: Request) -> Response:
+        """GET /v1/explain/{reply_id}."""
+        reply_id, neighbours = request.path_params["reply_id"], self._context.neighbours
+        if neighbours is not None and not neighbours.is_ours(reply_id):
+            return json_response(await neighbours.explain(reply_id, key_of(request)))
+        return json_response(await self._context.explainer.explain(reply_id, key_of(request)))
 
     async def live(self, request: Request) -> Feed:
         """GET /v1/live."""
@@ -171,13 +185,13 @@ class _Api:
         """GET /health: 200 while an engine makes progress, or another one is on its way."""
         if self._context.client.hopeless:
             raise EngineDied("no engine can be kept alive")
-        return Response()
+        return Response(media_type="text/plain")
 
     async def ready(self, request: Request) -> Response:
         """GET /ready: 200 only if a request that came now would be begun."""
         if not self._context.client.alive:
             raise EngineDied("the engine is being started")
-        return Response()
+        return Response(media_type="text/plain")
 
     async def load(self, request: Request) -> Response:
         """GET /load: vLLM's `server_load`, and the state of the queues."""
@@ -260,9 +274,12 @@ class _Api:
         requests: Sequence[EngineRequest],
         dialect: Dialect,
         frame: ReplyFrame,
+        received_at: float,
     ) -> WholeAnswer | EventStream:
         context = self._context
-        answers = Answers(context.client, requests, context.tokenizer, self._metrics, context.clock)
+        history = History(key_of(request), received_at, requests[0].arrived_at, [each.request_id for each in requests])
+        context.explainer.note(frame.id, history)
+        answers = Answers(context.client, requests, history, context.tokenizer, self._metrics, context.clock)
         if asked.stream:
             log = StreamLog(frame.id, key_of(request), answers, dialect, asked.include_usage)
             self._context.streams.add(log)

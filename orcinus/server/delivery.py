@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from orcinus.server.answers import Answers, Piece
 from orcinus.server.errors import JSON
-from orcinus.server.responses import Dialect, Usage
+from orcinus.server.responses import Dialect, PromptTokensDetails, Usage
 
 
 class WholeAnswer:
@@ -43,7 +43,7 @@ class WholeAnswer:
 def usage_of(answers: Answers) -> Usage:
     """Token counts so far."""
     prompt, generated = answers.num_prompt_tokens, answers.num_generated
-    return Usage(prompt, generated, prompt + generated)
+    return Usage(prompt, generated, prompt + generated, PromptTokensDetails(answers.num_cached))
 
 
 async def run_while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

@@ -81,7 +81,7 @@ class CompletionDialect:
             for answer in answers
         ]
         if self._form.hides_answer:
-            usage = Usage(usage.prompt_tokens, 0, usage.prompt_tokens)
+            usage = Usage(usage.prompt_tokens, 0, usage.prompt_tokens, usage.prompt_tokens_details)
         return self._reply(self._best(choices, answers), usage)
 
     def last(self, usage: Usage) -> Reply:

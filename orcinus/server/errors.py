@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from http import HTTPStatus
 
 import msgspec
@@ -21,6 +22,11 @@ _RETRY_SECONDS = 1.0
 _UNAVAILABLE = frozenset({ENGINE_DIED, SHUTTING_DOWN})
 # Codes of errors that the engine reports although the caller caused them.
 _CALLERS_FAULT = frozenset({"invalid_request", "context_length_exceeded"})
+
+
+def new_request_id() -> str:
+    """Names one exchange, for logs and for people who ask about it."""
+    return "req_" + secrets.token_hex(16)
 
 
 class HttpRefusal(ClientError):

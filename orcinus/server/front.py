@@ -36,6 +36,7 @@ from orcinus.engine.messages import (
 from orcinus.engine.supervisor import tell
 from orcinus.errors import SystemFault
 from orcinus.server.app import create_app
+from orcinus.server.explanations import Explainer
 from orcinus.server.gate import ApiKeys, Listener
 from orcinus.server.intake import Limits, ServerContext
 from orcinus.server.neighbours import Neighbours
@@ -46,6 +47,7 @@ from orcinus.text.generation import GenerationDefaults
 from orcinus.text.jobs import TextSide
 
 _KEEP_ALIVE_SECONDS = 60
+_MORE_ACCEPTS = 15
 # After the last streams have been told to end, this long until their connections are cut.
 _CUT_AFTER_SECONDS = 5
 
@@ -160,14 +162,17 @@ async def _take_orders(control: Control, client: EngineClient, stopping: Stoppin
 async def _context(config: FrontConfig, client: EngineClient) -> ServerContext:
     """The engine loads its weights while the text side is read here."""
     text, description = await asyncio.gather(_text_side(Path(config.model)), client.ready())
-    streams = StreamStore()
+    streams, clock = StreamStore(), MonotonicClock()
+    explainer = Explainer(client, clock)
+    neighbours = Neighbours(Path(config.directory), config.number, streams, explainer)
     return ServerContext(
         client=client,
         door=Door(description, random.SystemRandom()),
-        clock=MonotonicClock(),
+        clock=clock,
         tokenizer=text.side.tokenizer,
         chat_template=text.side.template,
         text_workers=text.workers,
+        explainer=explainer,
         listener=Listener(_address_of(config.listener), config.host),
         served_model_names=config.served_model_names,
         api_keys=ApiKeys(config.api_keys),
@@ -175,7 +180,7 @@ async def _context(config: FrontConfig, client: EngineClient) -> ServerContext:
         limits=config.limits,
         streams=streams,
         front_number=config.number,
-        neighbours=Neighbours(Path(config.directory), config.number, streams) if config.num_fronts > 1 else None,
+        neighbours=neighbours if config.num_fronts > 1 else None,
     )
 
 
@@ -230,7 +235,9 @@ async def _serve_until(
     stopping: Stopping, server: _Server, listener: socket.socket, client: EngineClient, drain: float
 ) -> None:
     """Serve; once draining accept nothing more; after `drain` seconds, or at once if so told, end the streams."""
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    # The event loop takes one connection a turn from each; a crowd must not wait for as many turns.
+    sockets = [listener, *(listener.dup() for _ in range(_MORE_ACCEPTS))]
+    serving = asyncio.create_task(server.serve(sockets=sockets))
     await unless(stopping.drain, _finished(serving))
     server.should_exit = True
     # Whoever looks on would do so for good.

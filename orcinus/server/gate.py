@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -14,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orcinus.server.errors import JSON, HttpRefusal, answer_to
+from orcinus.server.errors import JSON, HttpRefusal, answer_to, new_request_id
 from orcinus.server.hosts import is_allowed
 from orcinus.server.page_api import PAGE_PATHS
 
@@ -77,7 +76,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = "req_" + secrets.token_hex(16)
+        request_id = new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
         has_begun = False
 

@@ -15,6 +15,7 @@ from orcinus.engine.door import Door
 from orcinus.errors import InvalidRequest, Overloaded
 from orcinus.server.answers import EngineFront
 from orcinus.server.errors import JSON, MAX_ECHO_CHARACTERS, HttpRefusal
+from orcinus.server.explanations import Explainer
 from orcinus.server.gate import ApiKeys, Listener, key_of, read_json_body
 from orcinus.server.metrics import Metrics
 from orcinus.server.neighbours import Neighbours
@@ -57,6 +58,7 @@ class ServerContext:
         tokenizer: None serves token ids only.
         chat_template: None serves no conversations.
         text_workers: for text that takes long.
+        explainer: of what was answered lately.
         served_model_names: the first is the one in answers; a request may use any, or none.
         listener: without a key only its own names are answered to.
         api_keys: empty lets everybody in.
@@ -72,6 +74,7 @@ class ServerContext:
     tokenizer: Tokenizer | None
     chat_template: ChatTemplate | None
     text_workers: TextWorkers
+    explainer: Explainer
     served_model_names: tuple[str, ...]
     listener: Listener = field(default_factory=Listener)
     api_keys: ApiKeys = field(default_factory=lambda: ApiKeys(()))
@@ -88,6 +91,14 @@ class Intake:
 
     context: ServerContext
     metrics: Metrics
+
+    def check_load(self) -> None:
+        """Before anything of a request is read: would the engine begin one that came now?
+
+        Raises:
+            Overloaded: not soon enough.
+        """
+        self.context.client.check_room()
 
     async def parse(self, request: Request, decoder: msgspec.json.Decoder[Parsed]) -> Parsed:
         """The typed request in a JSON body, under the size limit.

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
@@ -15,7 +15,10 @@ from orcinus.engine.messages import Outputs
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 PREFIX = "orcinus:"
-_LATENCIES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0)
+_LATENCIES = (
+    *(0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.5),
+    *(10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 120.0, 240.0, 640.0),
+)
 _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12)
 
 
@@ -43,10 +46,13 @@ class Metrics:
         self._gauge("kv_cache_usage_perc", "share of the KV blocks in use, 0 to 1", labels, lambda: _kv_usage(engine))
         self._registry.register(_EngineCounters(engine, labels))
         self.prompt_tokens = self._counter("prompt_tokens", "tokens of prompts served", labels)
+        self._prefix_queries = self._counter("prefix_cache_queries", "prompt tokens looked up", labels)
+        self._prefix_hits = self._counter("prefix_cache_hits", "prompt tokens whose KV was there", labels)
         self.generation_tokens = self._counter("generation_tokens", "tokens generated", labels)
         self.time_to_first_token = self._histogram(
             "time_to_first_token_seconds", "arrival to first", labels, _LATENCIES
         )
+        self.gap = self._histogram("inter_token_latency_seconds", "gap between two tokens", labels, _GAPS)
         self.time_per_output_token = self._histogram("time_per_output_token_seconds", "mean gap", labels, _GAPS)
         self.latency = self._histogram("e2e_request_latency_seconds", "arrival to last token", labels, _LATENCIES)
         ended = Counter(
@@ -54,6 +60,11 @@ class Metrics:
             registry=self._registry,
         )  # fmt: skip
         self.ended = {reason.value: ended.labels(model_name, reason.value) for reason in FinishReason}
+
+    def count_prefix(self, prompt_tokens: int, cached_tokens: int) -> None:
+        """One prompt has begun."""
+        self._prefix_queries.inc(prompt_tokens)
+        self._prefix_hits.inc(cached_tokens)
 
     def exposition(self) -> bytes:
         """In Prometheus' text format."""
@@ -91,6 +102,12 @@ class _EngineCounters(Collector):
             family = CounterMetricFamily(PREFIX + name, text, labels=tuple(self._labels))
             family.add_metric(tuple(self._labels.values()), value)
             yield family
+        idle = GaugeMetricFamily(
+            PREFIX + "stage_idle_share", "of the time under load, by pipeline stage", labels=(*self._labels, "stage")
+        )
+        for stage, share in enumerate(stats.stage_idle):
+            idle.add_metric((*self._labels.values(), str(stage)), share)
+        yield idle
 
 
 def _stats(engine: EngineState) -> Outputs:

@@ -17,13 +17,16 @@ from starlette.types import Receive, Scope, Send
 from orcinus.errors import OrcinusError
 from orcinus.server.delivery import run_while_connected
 from orcinus.server.errors import ErrorBody, HttpRefusal, answer_to
+from orcinus.server.explanations import Explainer, Explanation, not_explained
 from orcinus.server.streams import STREAM_HEADERS, StreamStore, stream_not_found
 
 _CHUNK = 64 * 1024
 _ANSWER_SECONDS = 30.0
+# An explanation is one line.
+_MAX_ANSWER_BYTES = 32 * 2**20
 
 
-class Follow(msgspec.Struct):
+class Follow(msgspec.Struct, tag="follow"):
     """Go on with a stream, for the holder of `key`."""
 
     stream_id: str
@@ -31,11 +34,22 @@ class Follow(msgspec.Struct):
     last_event_id: str | None
 
 
+class Explain(msgspec.Struct, tag="explain"):
+    """Where did the time of a response go?"""
+
+    reply_id: str
+    key: str
+
+
+Question = Follow | Explain
+
+
 class Answer(msgspec.Struct):
-    """Whether the events follow, or why not."""
+    """Whether the events follow, or why not; or the explanation."""
 
     status: int
     error: ErrorBody | None = None
+    explanation: Explanation | None = None
 
 
 class Neighbours:
@@ -46,10 +60,11 @@ class Neighbours:
         number: of this front end.
     """
 
-    def __init__(self, directory: Path, number: int, store: StreamStore) -> None:
+    def __init__(self, directory: Path, number: int, store: StreamStore, explainer: Explainer) -> None:
         self._directory = directory
         self._number = number
         self._store = store
+        self._explainer = explainer
 
     async def serve(self) -> None:
         """Listen to the others for good; a process that was here before has left its socket."""
@@ -75,22 +90,47 @@ class Neighbours:
         Raises:
             HttpRefusal: it says no, or isn't there any more.
         """
+        asked = Follow(stream_id, key, last_event_id)
+        _, reader, writer = await self._ask(self.owner(stream_id), asked, stream_not_found(stream_id))
+        return NeighbourStream(reader, writer)
+
+    async def explain(self, reply_id: str, key: str) -> Explanation:
+        """Of a response that another front end gave.
+
+        Raises:
+            HttpRefusal: it says no, or isn't there any more.
+        """
+        unknown = not_explained(reply_id)
+        answer, _, writer = await self._ask(self.owner(reply_id), Explain(reply_id, key), unknown)
+        writer.close()
+        if answer.explanation is None:
+            raise unknown
+        return answer.explanation
+
+    async def _ask(
+        self, number: int, question: Question, otherwise: HttpRefusal
+    ) -> tuple[Answer, asyncio.StreamReader, asyncio.StreamWriter]:
+        """The answer of another front end, and the connection to it.
+
+        Raises:
+            HttpRefusal: what it says, or `otherwise` if it says nothing.
+        """
         try:
-            reader, writer = await asyncio.open_unix_connection(self._path(self.owner(stream_id)))
+            reader, writer = await asyncio.open_unix_connection(self._path(number), limit=_MAX_ANSWER_BYTES)
         except OSError as error:
-            raise stream_not_found(stream_id) from error
-        writer.write(msgspec.json.encode(Follow(stream_id, key, last_event_id)) + b"\n")
+            raise otherwise from error
+        writer.write(msgspec.json.encode(question) + b"\n")
         try:
             line = await asyncio.wait_for(reader.readline(), _ANSWER_SECONDS)
             answer = msgspec.json.decode(line, type=Answer)
-        except (TimeoutError, OSError, msgspec.DecodeError) as error:
+        except (TimeoutError, OSError, ValueError, msgspec.DecodeError) as error:
             writer.close()
-            raise stream_not_found(stream_id) from error
+            raise otherwise from error
         if answer.error is not None:
             writer.close()
             why = answer.error
             raise HttpRefusal(HTTPStatus(answer.status), why.message, param=why.param, code=why.code)
-        return NeighbourStream(reader, writer)
+        return answer, reader, writer
 
     def _path(self, number: int) -> Path:
         return self._directory / f"streams-{number}"
@@ -98,8 +138,9 @@ class Neighbours:
     async def _tell(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One neighbour's question; a neighbour that leaves ends the listening."""
         try:
-            asked = msgspec.json.decode(await reader.readline(), type=Follow)
-            telling = asyncio.ensure_future(self._write_events(asked, writer))
+            asked: Question = msgspec.json.decode(await reader.readline(), type=Question)
+            answer = self._write_events(asked, writer) if isinstance(asked, Follow) else self._explain(asked, writer)
+            telling = asyncio.ensure_future(answer)
             leaving = asyncio.ensure_future(reader.read(1))
             await asyncio.wait({telling, leaving}, return_when=asyncio.FIRST_COMPLETED)
             telling.cancel()
@@ -112,6 +153,15 @@ class Neighbours:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+    async def _explain(self, asked: Explain, writer: asyncio.StreamWriter) -> None:
+        try:
+            answer = Answer(HTTPStatus.OK, explanation=await self._explainer.explain(asked.reply_id, asked.key))
+        except OrcinusError as error:
+            refusal = answer_to(error)
+            answer = Answer(refusal.status, refusal.body)
+        writer.write(msgspec.json.encode(answer) + b"\n")
+        await writer.drain()
 
     async def _write_events(self, asked: Follow, writer: asyncio.StreamWriter) -> None:
         try:

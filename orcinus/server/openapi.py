@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from orcinus.server.errors import ErrorEnvelope
+from orcinus.server.explanations import EXPLAIN_PATH
 from orcinus.server.live import LIVE_PATH
 from orcinus.server.page_api import PAGE_PATHS, media_type_of
 from orcinus.server.protocol import ChatRequest, CompletionRequest
@@ -91,6 +92,7 @@ RESOURCES = (
         ("400", "401", "404"),
         "text/event-stream",
     ),
+    Resource(EXPLAIN_PATH, "Where the time of a response went", ("401", "404")),
     Resource(LIVE_PATH, "What goes on, for the page", ("401", "429"), "text/event-stream"),
     Resource("/health", "Engines live, or another one is on its way", ("503",), "text/plain"),
     Resource("/ready", "A request would be begun now", ("503",), "text/plain"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, inspect
 
 from orcinus.core import bounds
 from orcinus.errors import InvalidRequest
@@ -160,7 +161,7 @@ def parse(body: bytes, decoder: msgspec.json.Decoder[Parsed]) -> Parsed:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _shape_error(str(error)) from error
+        raise _shape_error(str(error), decoder.type) from error
     except RecursionError as error:
         raise InvalidRequest("the JSON body is nested too deeply") from error
     except ValueError as error:
@@ -175,7 +176,7 @@ _RELATIONS = {"<=": "at most", ">=": "at least", "<": "less than", ">": "more th
 _UNITS = {"str": "characters", "array": "entries", "object": "entries"}
 
 
-def _shape_error(text: str) -> InvalidRequest:
+def _shape_error(text: str, asked: type) -> InvalidRequest:
     """msgspec's words in OpenAI's shape."""
     place = _PLACE.search(text)
     path = place["path"][:MAX_ECHO_CHARACTERS] if place else ""
@@ -190,6 +191,26 @@ def _shape_error(text: str) -> InvalidRequest:
         unit = f" {_UNITS[bound['kind']]}" if bound["length"] else ""
         must = f"{'have' if unit else 'be'} {_RELATIONS[bound['relation']]} {bound['bound']}{unit}"
         return InvalidRequest(f"{where} must {must}", param=path, code="invalid_value")
+    if problem.startswith("Invalid enum value"):
+        choices = ", ".join(map(str, _choices(inspect.type_info(asked), where)))
+        return InvalidRequest(f"{where} must be one of {choices}", param=path, code="invalid_value")
     code = "invalid_type" if ", got `" in problem else "invalid_value"
     problem = problem[:1].lower() + problem[1:MAX_ECHO_CHARACTERS]
     return InvalidRequest(f"{where or 'the body'}: {problem}", param=path or None, code=code)
+
+
+def _choices(kind: inspect.Type, path: str) -> Sequence[object]:
+    """The values that may stand at a place such as `messages[0].role`."""
+    match kind:
+        case inspect.UnionType():
+            return [choice for one in kind.types for choice in _choices(one, path)]
+        case inspect.ListType() if path.startswith("["):
+            return _choices(kind.item_type, path.partition("]")[2].removeprefix("."))
+        case inspect.StructType():
+            name = re.match(r"\w*", path)
+            assert name is not None
+            fields = [field for field in kind.fields if field.encode_name == name[0]]
+            return [choice for field in fields for choice in _choices(field.type, path[name.end() :].removeprefix("."))]
+        case inspect.LiteralType() if not path:
+            return kind.values
+    return ()

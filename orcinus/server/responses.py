@@ -17,12 +17,19 @@ from orcinus.text.tokenizer import Tokenizer
 _IMPOSSIBLE = -9999.0
 
 
+class PromptTokensDetails(msgspec.Struct):
+    """`cached_tokens` of the prompts had their KV already."""
+
+    cached_tokens: int
+
+
 class Usage(msgspec.Struct):
     """Token counts of one HTTP request."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class CompletionLogprobs(msgspec.Struct):

@@ -69,7 +69,7 @@ class ServeSettings:
     served_model_names: tuple[str, ...] = ()
     drain: float = 30.0
     front_ends: int = 1
-    max_queue_seconds: float = 60.0
+    max_queue_seconds: float = 5.0
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

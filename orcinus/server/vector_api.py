@@ -133,6 +133,7 @@ class VectorApi:
 
     async def embeddings(self, request: Request) -> VectorAnswer:
         """POST /v1/embeddings."""
+        self._intake.check_load()
         asked = await self._intake.parse(request, self._embedding_decoder)
         model = self._intake.model_name(asked.model)
         hidden_size = self._intake.context.door.engine.hidden_size
@@ -154,6 +155,7 @@ class VectorApi:
 
     async def classify(self, request: Request) -> VectorAnswer:
         """POST /classify."""
+        self._intake.check_load()
         asked = await self._intake.parse(request, self._classify_decoder)
         model = self._intake.model_name(asked.model)
         requests = self._admit("classify-", await self._inputs(request, asked.input), classify=True)
@@ -169,6 +171,7 @@ class VectorApi:
 
     async def score(self, request: Request) -> VectorAnswer:
         """POST /score."""
+        self._intake.check_load()
         asked = await self._intake.parse(request, self._score_decoder)
         model = self._intake.model_name(asked.model)
         requests, score = await self._score_pairs(request, "score-", pair_up(asked.text_1, asked.text_2))
@@ -182,6 +185,7 @@ class VectorApi:
 
     async def rerank(self, request: Request) -> VectorAnswer:
         """POST /rerank."""
+        self._intake.check_load()
         asked = await self._intake.parse(request, self._rerank_decoder)
         model = self._intake.model_name(asked.model)
         documents = [one if isinstance(one, str) else one.text for one in asked.documents]

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from orcinus.server.errors import JSON, ErrorEnvelope, HttpRefusal, answer_to
+from orcinus.server.errors import JSON, ErrorEnvelope, HttpRefusal, answer_to, new_request_id
 
 MAX_HEAD_BYTES, MAX_HEADERS = 16 * 1024, 100
 # A message may take so long, and a second more for each thousand bytes of it.
@@ -177,6 +177,6 @@ def _response(refusal: HttpRefusal) -> bytes:
     status = HTTPStatus(answer.status)
     head = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: {JSON}\r\ncontent-length: {len(body)}\r\n"
-        "connection: close\r\n\r\n"
+        f"x-request-id: {new_request_id()}\r\nconnection: close\r\n\r\n"
     )
     return head.encode() + body

@@ -13,7 +13,7 @@ from orcinus.core.bounds import Interval
 from orcinus.core.request import SamplingParams
 from orcinus.errors import InvalidRequest
 from orcinus.server.openapi import OPERATIONS, openapi_document
-from orcinus.server.protocol import CompletionRequest, parse
+from orcinus.server.protocol import ChatRequest, CompletionRequest, parse
 
 
 def unbounded(kind: inspect.Type, place: str, seen: frozenset[type] = frozenset()) -> Iterator[str]:
@@ -59,6 +59,13 @@ def test_the_document_states_the_bounds_that_are_checked() -> None:
     assert {"minimum": 1, "maximum": 128, "type": "integer"} in schema["n"]["anyOf"]
     assert {"exclusiveMinimum": 0, "maximum": 1, "type": "number"} in schema["top_p"]["anyOf"]
     assert any(one.get("maxItems") == 16 for one in schema["stop"]["anyOf"])
+
+
+def test_a_value_that_is_none_of_the_choices_is_told_them() -> None:
+    body = b'{"messages": [{"role": "user", "content": "x"}, {"role": "robot", "content": "x"}]}'
+    with pytest.raises(InvalidRequest) as refusal:
+        parse(body, msgspec.json.Decoder(ChatRequest))
+    assert refusal.value.message == "messages[1].role must be one of assistant, developer, system, tool, user"
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ def _routes(create_app: object) -> list[Route]:
         tokenizer=None,
         chat_template=None,
         text_workers=None,
+        explainer=None,
         served_model_names=("fake",),
     )
     routes = [route for route in create_app(context).routes if isinstance(route, Route)]
