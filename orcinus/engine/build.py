@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import secrets
 import time
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 from orcinus.core.clock import Clock
 from orcinus.core.core import Core
 from orcinus.core.plan import IterationPlan, NewSequence, Output, Work
+from orcinus.core.recording import Recorder
 from orcinus.core.request import SamplingParams, pack_tokens
 from orcinus.engine.config import EngineConfig
 from orcinus.engine.loop import Engine
@@ -92,7 +96,26 @@ def engine_over(
         # Whoever fits the model must fit an iteration.
         max_batch_tokens = max(max_batch_tokens, plan.max_sequence_tokens)
     core = Core(config.scheduler_config(num_blocks=plan.num_blocks, max_batch_tokens=max_batch_tokens))
-    return Engine(core, executor, clock), _describe(config, answering, plan, max_batch_tokens)
+    recorded = core if config.record is None else _recorder(core, Path(config.record), say)
+    return Engine(recorded, executor, clock), _describe(config, answering, plan, max_batch_tokens)
+
+
+def _recorder(core: Core, path: Path, say: Say) -> Recorder:
+    """Writes to a new file: an engine that follows a dead one takes the next number."""
+    paths = (path if number == 0 else path.with_name(f"{path.name}.{number}") for number in itertools.count())
+    free = next(each for each in paths if not each.exists())
+    try:
+        # Unbuffered: what was written before a crash is what one wants to read after it.
+        file = free.open("xb", buffering=0)
+    except OSError as error:
+        raise ConfigurationError(f"record is {path}, which can't be written: {error.strerror}") from error
+    free.chmod(0o600)
+    say(f"recording to {free}")
+    return Recorder(core, secrets.token_bytes(32), lambda line: _write_line(file, line))
+
+
+def _write_line(file: FileIO, line: bytes) -> None:
+    file.write(line + b"\n")
 
 
 def _max_model_len(config: EngineConfig, shape: ModelShape) -> int:

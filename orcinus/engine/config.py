@@ -40,6 +40,7 @@ class EngineConfig:
         pipeline_parallel_size: stages that each hold some of the layers; each has tensor_parallel_size workers, and as
             many iterations are under way at a time.
         allow_batch_variance: start even if the kernels can't keep a request's bits apart from its company.
+        record: file that everything core is told and decides is written to, for `orcinus replay`; no text, no tokens.
     """
 
     model: str
@@ -61,6 +62,7 @@ class EngineConfig:
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     allow_batch_variance: bool = False
+    record: str | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:

@@ -34,6 +34,7 @@ RIGHT: dict[str, object] = {
     "tensor_parallel_size": 1,
     "pipeline_parallel_size": 1,
     "allow_batch_variance": True,
+    "record": "journal.jsonl",
     "host": "localhost",
     "port": 0,
     "api_key": "secret",

@@ -11,7 +11,7 @@ import pytest
 for folder in ("server", "text", "security"):
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))
 
-from house import House, open_house
+from guarded import House, open_house
 from served import Served, serve_fake
 from tokenizer_files import write_tokenizer
 

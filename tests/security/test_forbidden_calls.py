@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from house import House
+from guarded import House
 
 PACKAGE = Path(__file__).parents[2] / "orcinus"
 # Reading them back runs whatever they hold.

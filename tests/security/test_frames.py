@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import zmq
 import zmq.asyncio
-from house import MODEL
+from guarded import MODEL
 
 from orcinus.core.plan import TokenLogprobs
 from orcinus.core.progress import Progress

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from house import KEY, House
+from guarded import KEY, House
 from served import Served
 from test_life import _routes
 

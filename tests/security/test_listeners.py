@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from house import MODEL, House
+from guarded import MODEL, House
 
 pytestmark = pytest.mark.slow
 LISTENING = "0A"

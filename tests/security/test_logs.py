@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 import httpx
 import pytest
-from house import House
+from guarded import House
 
 pytestmark = pytest.mark.slow
 LEAK = re.compile(
