@@ -1,11 +1,12 @@
 """Kills, stops and disconnects at random moments under load, and a checker of what every client saw.
 
     python tools/faults.py --streams 3000 --faults 300 --seed 1
+    python tools/faults.py --streams 1000 --faults 100 --serve "--tensor-parallel-size 2 --pipeline-parallel-size 2"
 
 Starts `orcinus serve` for real. Each kind of request is answered once undisturbed; then thousands of streams run while
-the engine is killed (SIGKILL, SIGSEGV) and stopped (SIGSTOP), and clients hang up in the middle and resume. Every
-history must equal the undisturbed answer: nothing lost, nothing twice, no other token, exactly one end of each choice.
-Afterwards nothing may be left: no sequence, no block, no descriptor, no process, no file.
+the engine or one of its workers is killed (SIGKILL, SIGSEGV) and stopped (SIGSTOP), and clients hang up in the middle
+and resume. Every history must equal the undisturbed answer: nothing lost, nothing twice, no other token, exactly one
+end of each choice. Afterwards nothing may be left: no sequence, no block, no descriptor, no process, no file.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -181,11 +184,11 @@ class Client:
 class Server:
     """`orcinus serve` as a process, and what belongs to it."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, options: Sequence[str] = ()) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (as long as the server lives)
         command = [sys.executable, "-m", "orcinus.cli", "serve", str(model), "--port", "0", "--threads", "1"]
         self.process = subprocess.Popen(
-            [*command, "--kv-cache-gib", "0.05", "--max-batch-size", "32", "--max-queue-seconds", "600"],
+            [*command, "--kv-cache-gib", "0.05", "--max-batch-size", "32", "--max-queue-seconds", "600", *options],
             stderr=self._log,
             stdout=self._log,
         )
@@ -212,16 +215,17 @@ class Server:
         except OSError:
             return False
 
-    def children(self, module: str) -> list[int]:
-        """Its processes that run `module`."""
+    def children(self, module: str, parent: int | None = None) -> list[int]:
+        """Its processes that run `module`; or those of another parent."""
         found = []
-        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            for pid in (task / "children").read_text().split():
-                try:
+        try:
+            for task in Path(f"/proc/{parent or self.process.pid}/task").iterdir():
+                for pid in (task / "children").read_text().split():
                     if module in Path(f"/proc/{pid}/cmdline").read_text():
                         found.append(int(pid))
-                except OSError:
-                    continue
+        except OSError:
+            # One of them has just died.
+            return found
         return found
 
     def descriptors(self) -> int:
@@ -229,20 +233,20 @@ class Server:
         pids = [self.process.pid, *self.children("orcinus.server.front")]
         return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)
 
-    def hurt(self, number: signal.Signals) -> bool:
-        """Send a signal to the engine, if there is one at the moment.
+    def hurt(self, number: signal.Signals, rng: random.Random) -> bool:
+        """Send a signal to the engine or one of its workers, if they are there at the moment.
 
         Crashes come from work, so an engine that is still starting is only killed and stopped.
         """
         engines = self.children("orcinus.engine.process")
-        if number is signal.SIGSEGV and not self.is_ready():
+        workers = [worker for pid in engines for worker in self.children("orcinus.executor.worker_process", pid)]
+        if not engines or (number is signal.SIGSEGV and not self.is_ready()):
             return False
-        for pid in engines:
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                return False
-        return bool(engines)
+        try:
+            os.kill(rng.choice([*engines, *workers]), number)
+        except ProcessLookupError:
+            return False
+        return True
 
 
 async def inject(server: Server, client: Client, rng: random.Random, count: int, injected: Counter[str]) -> None:
@@ -258,7 +262,7 @@ async def inject(server: Server, client: Client, rng: random.Random, count: int,
                 injected[kind] += len(some)
             case "kill" | "crash" | "stop":
                 number = {"kill": signal.SIGKILL, "crash": signal.SIGSEGV, "stop": signal.SIGSTOP}[kind]
-                injected[kind] += server.hurt(number)
+                injected[kind] += server.hurt(number, rng)
                 # Let it come back: an engine that isn't there can't be hurt.
                 await asyncio.sleep(rng.uniform(0.5, 2.5))
 
@@ -345,8 +349,9 @@ def main() -> None:
     parser.add_argument("--kinds", type=int, default=40, help="distinct requests (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--serve", type=shlex.split, default=[], help="more options of orcinus serve")
     arguments = parser.parse_args()
-    server = Server(arguments.model)
+    server = Server(arguments.model, arguments.serve)
     complaints = ["the run was cut short"]
     try:
         complaints = asyncio.run(run(server, arguments))

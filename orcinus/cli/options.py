@@ -48,6 +48,9 @@ class ServerFlags:
         insecure_no_auth: listen beyond this machine without a key.
         api_server_count: HTTP processes.
         max_queue_seconds: a request that would have to wait longer than this is refused with 429.
+        drain_seconds: time that running streams may take to finish after SIGTERM.
+        drain_delay_seconds: after SIGTERM /ready says no for so long before connections are refused too, so that a load
+            balancer notices.
     """
 
     host: str = "127.0.0.1"
@@ -58,6 +61,8 @@ class ServerFlags:
     insecure_no_auth: bool = False
     api_server_count: int = 1
     max_queue_seconds: float = 5.0
+    drain_seconds: float = 30.0
+    drain_delay_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,6 +230,8 @@ class EngineClient:
         """Times without an engine, the latest ones."""
         self._down_at: float | None = None
         self._first_up: asyncio.Future[EngineDescription] = asyncio.get_running_loop().create_future()
+        self.is_leaving = False
+        """The server is about to leave: it serves what comes, but wants nothing more."""
         self.stats: Outputs | None = None
         """The state of the queues after the latest iteration, without its progress; None before the first."""
 

@@ -47,6 +47,10 @@ class EngineFront(Protocol):
         """Whether an engine serves at the moment."""
 
     @property
+    def is_leaving(self) -> bool:
+        """Whether this server is about to leave."""
+
+    @property
     def hopeless(self) -> bool:
         """Whether no engine will serve any more."""
 

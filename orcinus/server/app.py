@@ -189,7 +189,7 @@ class _Api:
 
     async def ready(self, request: Request) -> Response:
         """GET /ready: 200 only if a request that came now would be begun."""
-        if not self._context.client.alive:
+        if not self._context.client.alive or self._context.client.is_leaving:
             raise EngineDied("the engine is being started")
         return Response(media_type="text/plain")
 

@@ -65,6 +65,7 @@ class FrontConfig(msgspec.Struct, frozen=True, tag="front_config"):
         host: what its address is called.
         model: folder of the checkpoint: tokenizer, chat template and sampling defaults are read there.
         drain: seconds that running streams may take to finish once the server is to leave.
+        drain_delay: seconds before that, see `ServeSettings`.
         max_queue_seconds: see `ServeSettings`.
     """
 
@@ -77,6 +78,7 @@ class FrontConfig(msgspec.Struct, frozen=True, tag="front_config"):
     served_model_names: tuple[str, ...]
     api_keys: tuple[str, ...]
     drain: float
+    drain_delay: float
     num_fronts: int
     max_queue_seconds: float
     limits: Limits
@@ -130,7 +132,7 @@ async def _run(control: Control) -> None:
                 await context.neighbours.serve()
             with socket.socket(fileno=config.listener) as listener:
                 _report(control, FrontReady())
-                await _serve_until(stopping, server, listener, client, config.drain)
+                await _serve_until(stopping, server, listener, client, config)
     finally:
         listening.cancel()
         if context is not None:
@@ -232,17 +234,19 @@ class _Server(uvicorn.Server):
 
 
 async def _serve_until(
-    stopping: Stopping, server: _Server, listener: socket.socket, client: EngineClient, drain: float
+    stopping: Stopping, server: _Server, listener: socket.socket, client: EngineClient, config: FrontConfig
 ) -> None:
-    """Serve; once draining accept nothing more; after `drain` seconds, or at once if so told, end the streams."""
+    """Serve; once draining say so, then accept nothing more; after a while, or at once if so told, end the streams."""
     # The event loop takes one connection a turn from each; a crowd must not wait for as many turns.
     sockets = [listener, *(listener.dup() for _ in range(_MORE_ACCEPTS))]
     serving = asyncio.create_task(server.serve(sockets=sockets))
     await unless(stopping.drain, _finished(serving))
+    client.is_leaving = True
+    await unless(stopping.leave, asyncio.wait({serving}, timeout=config.drain_delay))
     server.should_exit = True
     # Whoever looks on would do so for good.
     client.unwatch()
-    await unless(stopping.leave, asyncio.wait({serving}, timeout=drain))
+    await unless(stopping.leave, asyncio.wait({serving}, timeout=config.drain))
     client.end_streams(SHUTTING_DOWN, "the server is shutting down")
     await serving
 

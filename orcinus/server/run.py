@@ -54,6 +54,7 @@ class ServeSettings:
         insecure_no_auth: listen beyond loopback without a key all the same.
         served_model_names: what clients may call the model; none means the name of its folder.
         drain: seconds that running streams may take to finish after SIGTERM.
+        drain_delay: seconds before that in which new requests are still served, but /ready says no.
         front_ends: HTTP processes.
         max_queue_seconds: a request that would have to wait longer than this is refused with 429.
 
@@ -68,6 +69,7 @@ class ServeSettings:
     insecure_no_auth: bool = False
     served_model_names: tuple[str, ...] = ()
     drain: float = 30.0
+    drain_delay: float = 0.0
     front_ends: int = 1
     max_queue_seconds: float = 5.0
     limits: Limits = field(default_factory=Limits)
@@ -77,8 +79,13 @@ class ServeSettings:
             raise ConfigurationError(
                 f"api_server_count is {self.front_ends}; it must be between 1 and {MAX_FRONT_ENDS}"
             )
-        if not 0 <= self.max_queue_seconds < inf:
-            raise ConfigurationError(f"max_queue_seconds is {self.max_queue_seconds}; it must be 0 or more, and finite")
+        for name, seconds in (
+            ("max_queue_seconds", self.max_queue_seconds),
+            ("drain_seconds", self.drain),
+            ("drain_delay_seconds", self.drain_delay),
+        ):
+            if not 0 <= seconds < inf:
+                raise ConfigurationError(f"{name} is {seconds}; it must be 0 or more, and finite")
         if not 0 <= self.port < 2**16:
             # The resolver would take the remainder.
             raise ConfigurationError(f"port is {self.port}; it must be between 0 and {2**16 - 1}")
@@ -306,6 +313,7 @@ class _FrontEnd:
                 served_model_names=settings.model_names,
                 api_keys=settings.api_keys,
                 drain=settings.drain,
+                drain_delay=settings.drain_delay,
                 num_fronts=settings.front_ends,
                 max_queue_seconds=settings.max_queue_seconds,
                 limits=settings.limits,

@@ -43,6 +43,8 @@ RIGHT: dict[str, object] = {
     "insecure_no_auth": True,
     "api_server_count": 2,
     "max_queue_seconds": 1.5,
+    "drain_seconds": 3.5,
+    "drain_delay_seconds": 0.5,
 }
 OUT_OF_RANGE: dict[str, tuple[object, ...]] = {
     "max_model_len": (0, -1, 2**24 + 1),
@@ -56,6 +58,8 @@ OUT_OF_RANGE: dict[str, tuple[object, ...]] = {
     "port": (-1, 2**16, 2**70),
     "api_server_count": (0, -1, 257),
     "max_queue_seconds": (-0.5, float("nan"), float("inf")),
+    "drain_seconds": (-1.0, float("nan"), float("inf")),
+    "drain_delay_seconds": (-1.0, float("nan"), float("inf")),
 }
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -284,6 +285,19 @@ def test_streams_that_outlast_the_drain_end_with_an_error_event(
         *_, error, done = _end(server, response, *signals)
         assert done == "[DONE]"
         assert json.loads(error)["error"]["code"] == "service_unavailable"
+
+
+@pytest.mark.slow
+def test_before_it_drains_a_server_says_that_it_will_and_still_serves(tmp_path: Path) -> None:
+    with serve_fake(write_tokenizer(tmp_path), TEST_DRAIN_DELAY="600") as server:
+        server.process.terminate()
+        while httpx.get(f"{server.url}/ready").status_code == 200:
+            time.sleep(0.01)
+        answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "one two", "max_tokens": 3})
+        assert (answer.status_code, httpx.get(f"{server.url}/health").status_code) == (200, 200)
+        # A second signal doesn't wait.
+        server.process.terminate()
+        assert server.process.wait(timeout=60) == 0
 
 
 @pytest.mark.slow
