@@ -89,8 +89,8 @@ def _server(engine: EngineConfig, flags: ServerFlags, key_file_origin: str) -> S
         served_model_names=flags.served_model_name,
         front_ends=flags.api_server_count,
         max_queue_seconds=flags.max_queue_seconds,
-        drain=flags.drain_seconds,
-        drain_delay=flags.drain_delay_seconds,
+        drain_seconds=flags.drain_seconds,
+        drain_delay_seconds=flags.drain_delay_seconds,
     )
 
 

@@ -64,8 +64,8 @@ class FrontConfig(msgspec.Struct, frozen=True, tag="front_config"):
         listener: number of the inherited listening socket.
         host: what its address is called.
         model: folder of the checkpoint: tokenizer, chat template and sampling defaults are read there.
-        drain: seconds that running streams may take to finish once the server is to leave.
-        drain_delay: seconds before that, see `ServeSettings`.
+        drain_seconds: that running streams may take to finish once the server is to leave.
+        drain_delay_seconds: before that, see `ServeSettings`.
         max_queue_seconds: see `ServeSettings`.
     """
 
@@ -77,8 +77,8 @@ class FrontConfig(msgspec.Struct, frozen=True, tag="front_config"):
     model: str
     served_model_names: tuple[str, ...]
     api_keys: tuple[str, ...]
-    drain: float
-    drain_delay: float
+    drain_seconds: float
+    drain_delay_seconds: float
     num_fronts: int
     max_queue_seconds: float
     limits: Limits
@@ -127,7 +127,7 @@ async def _run(control: Control) -> None:
     try:
         context = await unless(stopping.drain, _context(config, client))
         if context is not None:
-            server = _server(context, config.drain)
+            server = _server(context, config.drain_seconds)
             if context.neighbours is not None:
                 await context.neighbours.serve()
             with socket.socket(fileno=config.listener) as listener:
@@ -242,11 +242,11 @@ async def _serve_until(
     serving = asyncio.create_task(server.serve(sockets=sockets))
     await unless(stopping.drain, _finished(serving))
     client.is_leaving = True
-    await unless(stopping.leave, asyncio.wait({serving}, timeout=config.drain_delay))
+    await unless(stopping.leave, asyncio.wait({serving}, timeout=config.drain_delay_seconds))
     server.should_exit = True
     # Whoever looks on would do so for good.
     client.unwatch()
-    await unless(stopping.leave, asyncio.wait({serving}, timeout=config.drain))
+    await unless(stopping.leave, asyncio.wait({serving}, timeout=config.drain_seconds))
     client.end_streams(SHUTTING_DOWN, "the server is shutting down")
     await serving
 

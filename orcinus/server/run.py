@@ -53,8 +53,8 @@ class ServeSettings:
         api_keys: one of them is needed for everything but /health and /ready. None are needed on loopback.
         insecure_no_auth: listen beyond loopback without a key all the same.
         served_model_names: what clients may call the model; none means the name of its folder.
-        drain: seconds that running streams may take to finish after SIGTERM.
-        drain_delay: seconds before that in which new requests are still served, but /ready says no.
+        drain_seconds: that running streams may take to finish after SIGTERM.
+        drain_delay_seconds: before that, in which new requests are still served, but /ready says no.
         front_ends: HTTP processes.
         max_queue_seconds: a request that would have to wait longer than this is refused with 429.
 
@@ -68,8 +68,8 @@ class ServeSettings:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     insecure_no_auth: bool = False
     served_model_names: tuple[str, ...] = ()
-    drain: float = 30.0
-    drain_delay: float = 0.0
+    drain_seconds: float = 30.0
+    drain_delay_seconds: float = 0.0
     front_ends: int = 1
     max_queue_seconds: float = 5.0
     limits: Limits = field(default_factory=Limits)
@@ -81,8 +81,8 @@ class ServeSettings:
             )
         for name, seconds in (
             ("max_queue_seconds", self.max_queue_seconds),
-            ("drain_seconds", self.drain),
-            ("drain_delay_seconds", self.drain_delay),
+            ("drain_seconds", self.drain_seconds),
+            ("drain_delay_seconds", self.drain_delay_seconds),
         ):
             if not 0 <= seconds < inf:
                 raise ConfigurationError(f"{name} is {seconds}; it must be 0 or more, and finite")
@@ -120,7 +120,7 @@ def serve(
     on_progress: Callable[[str], None],
     on_ready: Callable[[EngineDescription, str], None],
 ) -> None:
-    """Serve until SIGTERM or SIGINT. Running streams then finish within `settings.drain`; a second signal ends them.
+    """Serve until SIGTERM or SIGINT. Running streams then finish within `settings.drain_seconds`; a second signal ends them.
 
     Args:
         engine_command: argv of the engine process, see `EngineSupervisor`.
@@ -312,8 +312,8 @@ class _FrontEnd:
                 model=str(settings.model),
                 served_model_names=settings.model_names,
                 api_keys=settings.api_keys,
-                drain=settings.drain,
-                drain_delay=settings.drain_delay,
+                drain_seconds=settings.drain_seconds,
+                drain_delay_seconds=settings.drain_delay_seconds,
                 num_fronts=settings.front_ends,
                 max_queue_seconds=settings.max_queue_seconds,
                 limits=settings.limits,

@@ -26,7 +26,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
             file.write_text(toml)
             arguments += ["--config", str(file)]
         with monkeypatch.context() as patch:
-            # The program never loads it; where another test has, the command line would check texts as what they become.
+            # The program never loads it; where another test has, the command line would check texts as other types.
             patch.delitem(sys.modules, "pydantic", raising=False)
             # A port that nobody uses, and a model, unless the test says otherwise.
             for variable, value in {"ORCINUS_MODEL": str(MODEL), "ORCINUS_PORT": "0", **(environment or {})}.items():

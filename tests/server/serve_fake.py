@@ -36,8 +36,8 @@ def settings_of(folder: str) -> ServeSettings:
         port=int(os.environ.get("TEST_PORT", "0")),
         api_keys=tuple(filter(None, os.environ.get("TEST_KEYS", "").split(","))),
         served_model_names=("fake", "alias"),
-        drain=float(os.environ.get("TEST_DRAIN", "20")),
-        drain_delay=float(os.environ.get("TEST_DRAIN_DELAY", "0")),
+        drain_seconds=float(os.environ.get("TEST_DRAIN", "20")),
+        drain_delay_seconds=float(os.environ.get("TEST_DRAIN_DELAY", "0")),
         front_ends=int(os.environ.get("TEST_FRONT_ENDS", "1")),
         limits=Limits(max_body_bytes=200_000, max_live=8),
     )
