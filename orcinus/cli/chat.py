@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from orcinus.chat.conversation import Conversation, Manner
 from orcinus.chat.display import one_line
-from orcinus.chat.endpoint import API_KEY_VARIABLE, Endpoint
-from orcinus.chat.terminal import Chat, answer_once
 from orcinus.errors import ConfigurationError, nearest
 
 # As shells number the signals SIGINT and SIGPIPE.
@@ -38,6 +35,10 @@ def chat(
         max_tokens: longest answer.
         seed: of the draws.
     """
+    from orcinus.chat.conversation import Conversation, Manner
+    from orcinus.chat.endpoint import API_KEY_VARIABLE, Endpoint
+    from orcinus.chat.terminal import Chat, answer_once
+
     endpoint = Endpoint(url, api_key or os.environ.get(API_KEY_VARIABLE))
     try:
         name = _chosen(model, endpoint.models())

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
-KEY = "correct horse battery staple"
+KEY = "correct-horse-battery-staple"
 
 
 def give(page: Page, key: str) -> None:
