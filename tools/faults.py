@@ -249,11 +249,13 @@ class Server:
         return True
 
 
-async def inject(server: Server, client: Client, rng: random.Random, count: int, injected: Counter[str]) -> None:
+async def inject(
+    server: Server, client: Client, rng: random.Random, kinds: Sequence[str], count: int, injected: Counter[str]
+) -> None:
     """Faults at random moments until there were so many."""
     while injected.total() < count:
         await asyncio.sleep(rng.uniform(0.05, 0.9))
-        kind = rng.choice(KINDS)
+        kind = rng.choice(kinds)
         match kind:
             case "hang_up":
                 some = [task for task in client.hang_ups if rng.random() < 0.3]
@@ -280,7 +282,7 @@ async def run(server: Server, arguments: argparse.Namespace) -> list[str]:
         await idle(session, server.url)
         before = server.descriptors()
         injected: Counter[str] = Counter()
-        injecting = asyncio.create_task(inject(server, client, rng, arguments.faults, injected))
+        injecting = asyncio.create_task(inject(server, client, rng, arguments.how, arguments.faults, injected))
         complaints: list[str] = []
         gate = asyncio.Semaphore(CONCURRENT)
         with tqdm(total=arguments.streams, unit="stream", disable=None) as bar:
@@ -347,6 +349,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=3000)
     parser.add_argument("--faults", type=int, default=300)
     parser.add_argument("--kinds", type=int, default=40, help="distinct requests (%(default)s)")
+    parser.add_argument("--how", nargs="+", choices=sorted(set(KINDS)), default=KINDS, help="kinds of faults")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--serve", type=shlex.split, default=[], help="more options of orcinus serve")
