@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 INLINE_CHARACTERS = 2_000
 # Waiting for one outcome, however little processor time the worker gets; and for a worker to start.
 MAX_SECONDS, START_SECONDS = 8.0, 60.0
+LAST_WORDS_SECONDS = 1.0
 # What may wait.
 MAX_JOBS, MAX_CHARACTERS = 256, 64 * 2**20
 _OUTCOMES: msgspec.msgpack.Decoder[Outcome] = msgspec.msgpack.Decoder(Outcome)
@@ -163,6 +164,8 @@ class _Worker:
             await self.end()
             return too_expensive()
         except (EOFError, ConnectionError):
+            # It is on its way out: let it say why, and tell its own end from ours.
+            await self._process.exit_within(LAST_WORDS_SECONDS)
             await self.end()
             return too_expensive() if self._process.returncode in _OWN_ENDS else None
 
