@@ -120,7 +120,7 @@ def serve(
     on_progress: Callable[[str], None],
     on_ready: Callable[[EngineDescription, str], None],
 ) -> None:
-    """Serve until SIGTERM or SIGINT. Streams may then finish within `settings.drain_seconds`; a second signal ends them.
+    """Serve until SIGTERM or SIGINT. Streams may then finish for `settings.drain_seconds`; a second signal ends them.
 
     Args:
         engine_command: argv of the engine process, see `EngineSupervisor`.
