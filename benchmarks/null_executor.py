@@ -1,6 +1,6 @@
 """What deciding costs: core's loop around an executor that answers at once (issue 2: ≤ 15 µs a scheduled sequence).
 
-    python benchmarks/null_executor.py [--sequences 64] [--iterations 400] [--repeats 15]
+    python benchmarks/null_executor.py [--sequences 64] [--iterations 400] [--repeats 15] [--policy fcfs] [--waiting 0]
 
 `loop` is advance + answer + update; the answer's own cost is measured apart and taken off. `wire` adds msgpack encoding
 and decoding of plan and result, as between processes. Garbage collection stays on, as in the server.
@@ -47,18 +47,24 @@ class Wire:
         return self._results.decode(self._encoder.encode(answer(self._plans.decode(frame))))
 
 
-def full_core(sequences: int, iterations: int, lookahead: int) -> Core:
-    """A core with `sequences` requests that decode for longer than the benchmark runs."""
+def full_core(sequences: int, iterations: int, lookahead: int, policy: str = "fcfs", waiting: int = 0) -> Core:
+    """A core with `sequences` requests that decode for longer than the benchmark runs, and `waiting` more."""
     max_tokens = iterations + 64
     blocks = sequences * ((PROMPT_TOKENS + max_tokens) // 16 + 2)
     config = SchedulerConfig(
-        num_blocks=blocks, max_batch_tokens=8192, max_batch_size=sequences, lookahead=1 if lookahead else 0
+        num_blocks=blocks,
+        max_batch_tokens=8192,
+        max_batch_size=sequences,
+        lookahead=1 if lookahead else 0,
+        policy=policy,
+        enable_prefix_caching=policy == "prefix",
     )
     core = Core(config)
     params = SamplingParams(max_tokens=max_tokens, seed=1)
     prompt = pack_tokens([5] * PROMPT_TOKENS)
-    for number in range(sequences):
-        core.add(Request(request_id=f"request-{number}", prompt=prompt, params=params, eos_token_ids=(2,)), 0.0)
+    for number in range(sequences + waiting):
+        name, tenant = f"request-{number}", f"tenant-{number % 8}" if policy == "fair" else ""
+        core.add(Request(request_id=name, prompt=prompt, params=params, eos_token_ids=(2,), tenant=tenant), 0.0)
     return core
 
 
@@ -95,10 +101,12 @@ def cost_of_answer(core: Core, iterations: int) -> float:
     return time.perf_counter() - begun
 
 
-def measure(sequences: int, iterations: int, lookahead: int, *, wire: bool) -> tuple[float, Wire]:
+def measure(
+    sequences: int, iterations: int, lookahead: int, *, wire: bool, policy: str, waiting: int
+) -> tuple[float, Wire]:
     """Microseconds a scheduled sequence of one run, warm-up and the executor's own cost left out."""
     transport = Wire()
-    loop = Loop(full_core(sequences, iterations, lookahead), transport if wire else answer)
+    loop = Loop(full_core(sequences, iterations, lookahead, policy, waiting), transport if wire else answer)
     loop.run(8)
     transport.plan_sizes.clear()
     spent = loop.run(iterations)
@@ -112,17 +120,27 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--policy", default="fcfs")
+    parser.add_argument("--waiting", type=int, default=0, help="requests in the queue that find no place")
     options = parser.parse_args()
     cases = [(lookahead, wire) for lookahead in (0, 1) for wire in (False, True)]
     times: dict[tuple[int, bool], list[float]] = {case: [] for case in cases}
     sizes: dict[int, float] = {}
     for _ in range(options.repeats):
         for lookahead, wire in cases:
-            cost, transport = measure(options.sequences, options.iterations, lookahead, wire=wire)
+            cost, transport = measure(
+                options.sequences,
+                options.iterations,
+                lookahead,
+                wire=wire,
+                policy=options.policy,
+                waiting=options.waiting,
+            )
             times[lookahead, wire].append(cost)
             if wire:
                 sizes[lookahead] = statistics.mean(transport.plan_sizes) / options.sequences
-    print(f"{options.sequences} decoding sequences, {options.iterations} iterations, {options.repeats} repeats")
+    size = f"{options.sequences} decoding sequences, {options.iterations} iterations, {options.repeats} repeats"
+    print(f"{size}, {options.policy}")
     for (lookahead, wire), costs in times.items():
         low, middle, high = min(costs), statistics.median(costs), max(costs)
         name = "loop + wire" if wire else "loop"

@@ -17,13 +17,19 @@ def worst_case_blocks(num_prompt_tokens: int, max_tokens: int, n: int, block_siz
     return n * blocks_for(num_prompt_tokens + max_tokens, block_size)
 
 
+def worst_case(group: SequenceGroup, block_size: int) -> int:
+    """The same, of a group."""
+    request = group.request
+    return worst_case_blocks(request.num_prompt_tokens, request.max_tokens, request.params.n, block_size)
+
+
 class Admission(Protocol):
     """Decides on the first group in line; a group that is refused holds up all behind it."""
 
     may_preempt: bool
 
-    def fits(self, group: SequenceGroup, num_running: int) -> bool:
-        """Whether `group` may start beside `num_running` sequences."""
+    def missing(self, group: SequenceGroup, num_running: int) -> int:
+        """Blocks that must become free before `group` may start beside `num_running` sequences; 0 if it may now."""
         ...
 
     def enter(self, group: SequenceGroup) -> None:
@@ -45,23 +51,19 @@ class Reserve:
         self._block_size = block_size
         self.promised = 0
 
-    def fits(self, group: SequenceGroup, num_running: int) -> bool:
+    def missing(self, group: SequenceGroup, num_running: int) -> int:
         """The promises stay within the pool."""
-        return self.promised + self._worst_case(group) <= self._pool.num_blocks
+        return max(0, self.promised + worst_case(group, self._block_size) - self._pool.num_blocks)
 
     def enter(self, group: SequenceGroup) -> None:
         """Promise the worst case."""
-        group.reserved = self._worst_case(group)
+        group.reserved = worst_case(group, self._block_size)
         self.promised += group.reserved
 
     def leave(self, group: SequenceGroup) -> None:
         """Take the promise back."""
         self.promised -= group.reserved
         group.reserved = 0
-
-    def _worst_case(self, group: SequenceGroup) -> int:
-        request = group.request
-        return worst_case_blocks(request.num_prompt_tokens, request.max_tokens, request.params.n, self._block_size)
 
 
 class OnDemand:
@@ -74,7 +76,7 @@ class OnDemand:
         self._cache = cache
         self._block_size = block_size
 
-    def fits(self, group: SequenceGroup, num_running: int) -> bool:
+    def missing(self, group: SequenceGroup, num_running: int) -> int:
         """The free blocks hold all its tokens known so far, and one more for each sequence that is running.
 
         Without that margin a newcomer would be preempted, half computed, as soon as its elders filled their blocks.
@@ -83,7 +85,9 @@ class OnDemand:
         shared = (live[0].num_prompt_tokens - 1) // self._block_size
         needed = sum(blocks_for(sequence.num_tokens + 1, self._block_size) for sequence in live)
         missing = needed - shared * (len(live) - 1) + num_running - self._pool.num_free
-        return missing <= 0 or num_running == 0 or missing <= self._num_shared(live[0])
+        if missing <= 0 or num_running == 0:
+            return 0
+        return max(0, missing - self._num_shared(live[0]))
 
     def _num_shared(self, sequence: Sequence) -> int:
         """Blocks that it would share with somebody who uses them now: they take nothing from what is free."""

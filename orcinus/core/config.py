@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Literal
 
 import msgspec
@@ -24,6 +25,11 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
         lookahead: 1 lets a decoding sequence be scheduled again before its token is back.
         enable_prefix_caching: blocks with equal beginnings are found and shared (SYSTEMS.md §3). Off here, as in
             recordings from before there was a cache and as Algorithm 1 has it; an engine turns it on.
+        target_iteration_seconds: chunks of prompts are cut so that an iteration takes no longer than this, as far as
+            those before it tell; None fills `max_batch_tokens`.
+        max_wait_seconds: whoever wasn't served for so long comes first in its class (policies priority, prefix, mlfq
+            and deadline).
+        max_overtakes: of policy prefix: so often somebody who came later may start sooner.
 
     Raises:
         ConfigurationError: naming the field, its value and the bound.
@@ -38,11 +44,20 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     admission: AdmissionName = "on_demand"
     policy: str = "fcfs"
     enable_prefix_caching: bool = False
+    target_iteration_seconds: float | None = None
+    max_wait_seconds: float = 10.0
+    max_overtakes: int = 8
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "block_size", "max_batch_tokens", "max_batch_size", "num_stages"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("target_iteration_seconds", "max_wait_seconds"):
+            seconds = getattr(self, name)
+            if seconds is not None and not 0 < seconds < inf:
+                raise ConfigurationError(f"{name} is {seconds}; it must be above 0 and finite")
+        if self.max_overtakes < 0:
+            raise ConfigurationError(f"max_overtakes is {self.max_overtakes}; it must be at least 0")
         if self.lookahead not in (0, 1):
             raise ConfigurationError(f"lookahead is {self.lookahead}; it must be 0 or 1")
         if self.max_batch_tokens < self.max_batch_size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from orcinus.core.plan import FED_BACK, BlockCopy, BlockDelta, IterationPlan, NewSequence, Output, Work
-from orcinus.core.request import pack_tokens
+from orcinus.core.request import ServiceClass, pack_tokens
 from orcinus.core.sequence import Sequence
 
 
@@ -54,14 +54,28 @@ class PlanInFlight:
     iteration: int
     entries: list[Entry]
     pins: list[int]
+    issued_at: float = 0.0
+    decodes: int = 0
+    prefill_tokens: int = 0
 
 
 @dataclass(slots=True)
 class Draft:
-    """Collects one plan. Adding a sequence moves its `num_scheduled`, so a draft with work must be issued."""
+    """Collects one plan. Adding a sequence moves its `num_scheduled`, so a draft with work must be issued.
+
+    Args:
+        slots_left: sequences that fit still.
+        prefill_left: tokens for prompts still, so that the iteration takes as long as it should.
+        limit_left: tokens for prompts still, whatever it takes.
+        pads: best effort decodes out of `prefill_left`: nothing was set aside for it.
+    """
 
     slots_left: int
     prefill_left: int
+    limit_left: int
+    pads: bool = False
+    num_decodes: int = 0
+    num_prefilled: int = 0
     entries: list[Entry] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
     new: list[NewSequence] = field(default_factory=list)
@@ -69,6 +83,26 @@ class Draft:
     copies: list[BlockCopy] = field(default_factory=list)
     # Somebody waits for more of the budget than is left, and must not be passed.
     is_closed: bool = False
+
+    def budget(self, sequence: Sequence, *, is_decode: bool) -> int:
+        """Tokens that `sequence` may run."""
+        request = sequence.request
+        if is_decode:
+            pads = self.pads and request.service_class is ServiceClass.BESTEFFORT
+            return min(1, self.prefill_left) if pads else 1
+        # What can't be cut may take longer than an iteration should: once, alone.
+        return self.limit_left if request.is_whole and not self.num_prefilled else self.prefill_left
+
+    def charge(self, sequence: Sequence, tokens: int, *, is_decode: bool) -> None:
+        """`sequence` is about to run so many tokens of its budget."""
+        if is_decode:
+            self.num_decodes += 1
+            if not self.pads or sequence.request.service_class is not ServiceClass.BESTEFFORT:
+                return
+        else:
+            self.num_prefilled += tokens
+        self.limit_left -= tokens
+        self.prefill_left = max(0, self.prefill_left - tokens)
 
     def add(self, sequence: Sequence, end: int, iteration: int, copy: BlockCopy | None) -> None:
         """Run `sequence` up to position `end`; its blocks are ready once `copy` is made."""

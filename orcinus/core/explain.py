@@ -168,19 +168,20 @@ class _Reader:
     def _see_plan(self, plan: why.Scheduled) -> None:
         if self._is_waiting:
             return
-        own = [part for part in plan.work if part[0] in self._own]
+        work = plan.work
+        own = [part for part in work if part[0] in self._own]
         missed = Cause.PREFIX if self._cause is Cause.PREFIX else Cause.PASSED_OVER
-        self._turn(self._cause_of(own, plan) if own else missed, plan.at)
+        self._turn(self._cause_of(own, work) if own else missed, plan.at)
         self._iterations += 1
         for seq_id, start, num_tokens in own:
             self._computed[seq_id] = max(self._computed.get(seq_id, 0), start + num_tokens)
 
-    def _cause_of(self, own: Sequence[tuple[int, int, int]], plan: why.Scheduled) -> Cause:
+    def _cause_of(self, own: Sequence[why.Part], work: Sequence[why.Part]) -> Cause:
         if any(start < self._computed.get(seq_id, 0) for seq_id, start, _ in own):
             return Cause.RECOMPUTE
         if any(num_tokens > 1 or start < self._num_prompt_tokens for _, start, num_tokens in own):
             return Cause.PREFILL
-        beside = any(num_tokens > 1 for seq_id, _, num_tokens in plan.work if seq_id not in self._own)
+        beside = any(num_tokens > 1 for seq_id, _, num_tokens in work if seq_id not in self._own)
         return Cause.DECODE_BESIDE_PREFILL if beside else Cause.DECODE
 
     def _turn(self, cause: Cause, at: float) -> None:

@@ -138,17 +138,19 @@ class SequenceGroup:
     """The n sequences of one request: admitted together, preempted together (vLLM, SOSP '23, §4.5).
 
     `number` counts requests in the order of `add`, and breaks ties of arrival. `cached_tokens` of the prompt were found
-    in the radix tree when it first began; None before that.
+    in the radix tree when it first began; None before that. `pinned_blocks` are promised to one that runs and was
+    preempted too often to be preempted again.
     """
 
     request: Request
     number: int
     sequences: list[Sequence]
     reserved: int = 0
+    pinned_blocks: int = 0
     num_preemptions: int = 0
     cached_tokens: int | None = None
     blocked_by: str = ""
-    order: tuple[object, ...] = field(default=())
+    order: tuple[float, ...] = field(default=())
 
     @property
     def live(self) -> list[Sequence]:

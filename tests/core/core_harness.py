@@ -311,8 +311,10 @@ class World:
     def advance(self) -> Decision:
         late = [g.request.request_id for g in self.scheduler.groups() if (g.request.deadline or 1e9) <= self.now]
         before = self.scheduler.num_in_flight
+        now = self._tick()
+        self.scheduler.refresh(now)
         waiting = list(self.scheduler.waiting)
-        decision = self.core.advance(self._tick())
+        decision = self.core.advance(now)
         if not isinstance(decision, Expired):
             self._check_nobody_was_overtaken(waiting)
         if isinstance(decision, Submit):
@@ -451,9 +453,13 @@ class World:
         assert len(set(copiers)) == len(copiers) <= len(plan.work), "more than one copy a sequence"
 
     def _check_nobody_was_overtaken(self, waiting: list[SequenceGroup]) -> None:
-        """Who starts leaves nobody of its class behind that came before it, preempted ones included."""
+        """Who starts leaves nobody behind that ranked before it; with fcfs, preempted ones included."""
         left = self.scheduler.waiting
-        for starter in (group for group in waiting if group not in left):
+        starters = [group for group in waiting if group not in left]
+        # Under these two, who starts changes the ranks of those that are left.
+        if self.config.policy not in ("prefix", "fair"):
+            assert starters == waiting[: len(starters)], "somebody overtook"
+        for starter in starters if self.config.policy == "fcfs" else ():
             for group in left:
                 if group.request.service_class == starter.request.service_class:
                     assert self._arrival(starter) < self._arrival(group), "a newcomer overtook"
@@ -520,7 +526,7 @@ class World:
         assert not scheduler.waiting
         assert not scheduler.running
         assert scheduler.num_running == 0
-        assert getattr(scheduler._admission, "promised", 0) == 0, "a promise was not taken back"
+        assert getattr(scheduler.state.admission, "promised", 0) == 0, "a promise was not taken back"
 
     def _run_partly(self, units: int) -> None:
         """Some of a plan's copies and writes happen, then the worker is fenced."""

@@ -211,7 +211,7 @@ class OrcinusRun:
     def _check_reservations(self) -> None:
         jobs = self.trace.jobs
         promised = sum(jobs[g.number].prompt + jobs[g.number].max_output for g in self.core.scheduler.running)
-        assert promised == self.core.scheduler._admission.promised <= self.trace.n_slots, (
+        assert promised == self.core.scheduler.state.admission.promised <= self.trace.n_slots, (
             "(b) promises exceed the slots"
         )
 

@@ -137,7 +137,7 @@ def test_answers_return_from_a_preemption_behind_their_own_tokens():
     for _ in range(12):
         w.step()
     group = w.scheduler.running[0]
-    w.scheduler._preempt(group, group, w.now)
+    w.scheduler.planner.preempt(group, group, w.now)
     w.step(), w.step()
     assert [start for _, start, _ in work_of(submitted(w))] == [19, 16, 16], "all at once, not one after the other"
     w.drain()

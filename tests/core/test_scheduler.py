@@ -14,6 +14,7 @@ from orcinus.core.draft import chunk_end
 from orcinus.core.journal import Admitted, Blocked, EpochStarted, Finished, Forked, Journal, Preempted, Scheduled
 from orcinus.core.plan import FED_BACK, IterationPlan, IterationResult, Output, SequenceFailure, SequenceOutput
 from orcinus.core.policy import POLICIES
+from orcinus.core.policy.base import PlainPolicy
 from orcinus.core.request import FinishReason, ServiceClass
 from orcinus.errors import ConfigurationError, InvalidRequest
 
@@ -596,16 +597,19 @@ def test_the_journal_keeps_the_newest_events_and_counts_all():
 
 
 def test_the_policy_decides_and_is_asked_again_when_its_order_expires(monkeypatch):
-    class Rotating:
+    class Rotating(PlainPolicy):
         """Every ten seconds the other end of the queue comes first."""
 
         name = "rotating"
 
         def rank(self, view, now):
-            return view.request.priority * (1 if now < 10 else -1)
+            return (1.0, 0.0, view.request.priority * (1 if now < 10 else -1))
 
         def on_service(self, view, tokens, now):
             served.append((view.request.request_id, tokens))
+
+        def changed(self, waiting, now):
+            return () if now < 10 else None
 
         def stable_until(self, now):
             return 10.0 if now < 10 else float("inf")

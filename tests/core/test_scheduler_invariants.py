@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from orcinus.core.config import SchedulerConfig
 from orcinus.core.plan import NUMERICAL_ERROR
+from orcinus.core.policy import POLICIES
 from orcinus.core.request import (
     FinishReason,
     Pooling,
@@ -26,7 +27,7 @@ from orcinus.core.request import (
 from orcinus.errors import InvalidRequest
 
 
-def random_config(rng: random.Random) -> SchedulerConfig:
+def random_config(rng: random.Random, policy: str = "fcfs") -> SchedulerConfig:
     max_batch_size = rng.choice([1, 2, 3, 8])
     block_size = rng.choice([1, 2, 4, 16])
     return SchedulerConfig(
@@ -39,6 +40,10 @@ def random_config(rng: random.Random) -> SchedulerConfig:
         lookahead=rng.choice([0, 1]),
         admission=rng.choice(["reserve", "on_demand", "on_demand"]),
         enable_prefix_caching=rng.random() < 0.7,
+        policy=policy,
+        target_iteration_seconds=rng.choice([None, None, 0.001, 0.01]),
+        max_wait_seconds=rng.choice([0.002, 0.02, 0.1, 10.0]),
+        max_overtakes=rng.choice([0, 1, 3, 8]),
     )
 
 
@@ -62,6 +67,7 @@ def random_request(rng: random.Random, number: int, now: float) -> Request:
         tenant=rng.choice(["", "", "", "a"]),
         cache_salt=rng.choice(["", "", "", "a"]),
     )
+    request = msgspec.structs.replace(request, priority=rng.choice([0, 0, 0, -1, 5]))
     if rng.random() < 0.1:
         request = msgspec.structs.replace(request, deadline=now + rng.choice([0.0, 0.005, 0.05]))
     if rng.random() < 0.15:
@@ -139,9 +145,9 @@ def random_failures(world: World, rng: random.Random) -> frozenset[int]:
     return frozenset([rng.choice(unrun.work).seq_id])
 
 
-def live_a_life(seed: int, events: int = 120, record: list[bytes] | None = None) -> World:
+def live_a_life(seed: int, events: int = 120, record: list[bytes] | None = None, policy: str = "fcfs") -> World:
     rng = random.Random(seed)
-    world = World(random_config(rng), record)
+    world = World(random_config(rng, policy), record)
     for number in range(events):
         random_event(world, rng, number)
     world.drain()
@@ -151,10 +157,10 @@ def live_a_life(seed: int, events: int = 120, record: list[bytes] | None = None)
     return world
 
 
-def live_lives(first: int, count: int) -> None:
+def live_lives(first: int, count: int, policy: str = "fcfs") -> None:
     for seed in range(first, first + count):
         try:
-            live_a_life(seed)
+            live_a_life(seed, policy=policy)
         except BaseException as error:
             error.add_note(f"seed {seed}")
             raise
@@ -163,6 +169,17 @@ def live_lives(first: int, count: int) -> None:
 @pytest.mark.parametrize("first", range(0, 300, 50))
 def test_random_lives_break_no_invariant(first):
     live_lives(first, 50)
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "fcfs"])
+def test_random_lives_break_no_invariant_under_any_policy(policy):
+    live_lives(0, 60, policy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "fcfs"])
+def test_many_more_random_lives_under_any_policy(policy):
+    live_lives(20_000, 600, policy)
 
 
 @pytest.mark.slow
@@ -174,10 +191,10 @@ def test_many_more_random_lives_break_no_invariant(first):
 class SchedulerMachine(RuleBasedStateMachine):
     """The same world, one event at a time, so that a failing life is shrunk to the few events that matter."""
 
-    @initialize(seed=st.integers(0, 1 << 16))
-    def start(self, seed):
+    @initialize(seed=st.integers(0, 1 << 16), policy=st.sampled_from(list(POLICIES)))
+    def start(self, seed, policy):
         self.rng = random.Random(seed)
-        self.world = World(random_config(self.rng))
+        self.world = World(random_config(self.rng, policy))
 
     @rule(
         prompt=st.integers(1, 20),

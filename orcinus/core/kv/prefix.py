@@ -24,6 +24,11 @@ class PrefixCache:
         self._block_size = block_size
         self.is_enabled = is_enabled
 
+    @property
+    def version(self) -> int:
+        """Another number once anybody may find something else."""
+        return self._tree.version
+
     def find(self, sequence: Sequence) -> list[int]:
         """Blocks that hold the KV of the tokens that `sequence` begins with; not of its last, for it must yield logits.
 

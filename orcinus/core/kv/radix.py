@@ -67,6 +67,8 @@ class RadixTree:
         # Blocks above it on its path; -1 if it isn't in the tree.
         self._depths = [-1] * num_blocks
         self.num_blocks = 0
+        # Counts changes of what can be found.
+        self.version = 0
 
     def depth(self, block: int) -> int:
         """Blocks above `block` on its path; -1 if the tree doesn't hold it."""
@@ -201,6 +203,7 @@ class RadixTree:
             node.adopt(child)
             node = child
         self.num_blocks += len(blocks)
+        self.version += 1
         for depth, block in enumerate(blocks, start):
             self._nodes[block] = node
             self._depths[block] = depth
@@ -252,6 +255,7 @@ class RadixTree:
             self._nodes[block] = None
             self._depths[block] = -1
         self.num_blocks -= len(blocks)
+        self.version += 1
         return blocks
 
 

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from math import inf
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from orcinus.core.policy import RequestView
+from orcinus.core.policy.base import PlainPolicy, Rank, RequestView
 
 
-class Fcfs:
-    """Every rank is equal, so arrival decides."""
+class Fcfs(PlainPolicy):
+    """Every rank is equal, so arrival decides: nobody of the same class is overtaken, and the latest is preempted."""
 
     name = "fcfs"
+    keeps_arrival_order = True
 
-    def rank(self, view: RequestView, now: float) -> float:
+    def rank(self, view: RequestView, now: float) -> Rank:
         """The same for all."""
-        return 0.0
-
-    def on_service(self, view: RequestView, tokens: int, now: float) -> None:
-        """Service changes nothing."""
-
-    def stable_until(self, now: float) -> float:
-        """For ever."""
-        return inf
+        return ()

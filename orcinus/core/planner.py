@@ -1,0 +1,244 @@
+"""Plans go out: which sequences run in the next iteration, and how many tokens of each."""
+
+from __future__ import annotations
+
+from orcinus.core import journal as why
+from orcinus.core.draft import Draft, PlanInFlight, chunk_end
+from orcinus.core.pace import TokenBudget
+from orcinus.core.plan import IterationPlan
+from orcinus.core.request import ServiceClass
+from orcinus.core.sequence import Sequence, SequenceGroup, SequenceState
+from orcinus.core.state import SchedulerState
+from orcinus.core.victims import Victims
+
+Runnable = list[tuple[SequenceGroup, Sequence]]
+
+
+class Planner:
+    """Decodes first, then prefills, then newcomers (SYSTEMS.md §12); but who is served before others starts first."""
+
+    def __init__(self, state: SchedulerState) -> None:
+        config = state.config
+        self._state = state
+        self._queues = state.queues
+        self._victims = Victims(config, state.pool, state.queues)
+        self._budget = TokenBudget(
+            state.pace, config.max_batch_tokens, config.block_size, config.target_iteration_seconds
+        )
+        self._num_evicted = 0
+
+    def schedule(self, now: float) -> IterationPlan | None:
+        """The next plan, or None if nothing can run."""
+        self._queues.refresh(now)
+        self._displace(now)
+        runnable = [
+            (group, sequence)
+            for group in self._queues.running
+            for sequence in group.sequences
+            if self._may_run(sequence)
+        ]
+        draft = self._new_draft(runnable)
+        for group, sequence in runnable:
+            if draft.slots_left == 0:
+                break
+            # It may have been preempted by an elder in this very pass.
+            if sequence.state is SequenceState.RUNNING:
+                self._serve(draft, group, sequence, now)
+        self._admit(draft, now)
+        return self._issue(draft, now) if draft.work else None
+
+    def preempt(self, victim: SequenceGroup, in_favour_of: SequenceGroup, now: float) -> None:
+        """Take back all blocks of `victim`: every block is needed at every step, so half of them is worth nothing."""
+        dropped = sum(sequence.num_computed for sequence in victim.live)
+        self._state.stop(victim)
+        victim.num_preemptions += 1
+        self._state.journal.write(
+            why.Preempted(now, victim.request.request_id, in_favour_of.request.request_id, tokens_dropped=dropped)
+        )
+
+    # ---- the batch
+
+    def _new_draft(self, runnable: Runnable) -> Draft:
+        """Tokens are set aside for decodes. Beside others, best effort only pads: it gets what is left (REEF)."""
+        pads = any(sequence.request.service_class < ServiceClass.BESTEFFORT for _, sequence in runnable)
+        decodes = self._num_decodes(runnable, pads=pads)
+        config = self._state.config
+        return Draft(
+            slots_left=config.max_batch_size,
+            prefill_left=self._budget.prefill(decodes),
+            limit_left=config.max_batch_tokens - decodes,
+            pads=pads,
+        )
+
+    def _num_decodes(self, runnable: Runnable, *, pads: bool) -> int:
+        """Tokens to set aside: one for each decoding sequence that gets a slot.
+
+        The eldest gets one first. If it prefills, one decode less fits, and its token must not be set aside for that
+        one: it would stand still, perhaps for good, since the decodes may wait for blocks that only it can reclaim.
+        """
+        slots = self._state.config.max_batch_size - (bool(runnable) and not runnable[0][1].is_decoding)
+        decodes = sum(
+            sequence.is_decoding
+            for _, sequence in runnable
+            if not pads or sequence.request.service_class < ServiceClass.BESTEFFORT
+        )
+        return min(decodes, slots)
+
+    def _may_run(self, sequence: Sequence) -> bool:
+        """Something is missing, and no plan in flight forbids another (look-ahead 0: none may have it)."""
+        return (
+            sequence.state is SequenceState.RUNNING
+            and sequence.in_flight <= self._state.config.lookahead
+            and sequence.num_missing > 0
+            and sequence.wants_more()
+            and (sequence.is_forked or sequence.num_computed > 0 or self._leads(sequence))
+        )
+
+    def _leads(self, sequence: Sequence) -> bool:
+        return self._state.group_of(sequence).leader() is sequence
+
+    def _serve(self, draft: Draft, group: SequenceGroup, sequence: Sequence, now: float) -> bool:
+        """Give `sequence` its next tokens: one if it decodes, else as many as the budget leaves.
+
+        False if it lacks budget or blocks; who waits for a prefix lacks neither.
+        """
+        state, size = self._state, self._state.config.block_size
+        # Who begins behind a cached prefix may lack one token only; nothing was set aside for it.
+        is_decode = sequence.is_decoding
+        if sequence.num_scheduled == 0 and not self._begin(draft, group, sequence, now):
+            return True
+        start = sequence.num_scheduled
+        known = sequence.num_tokens + sequence.num_pending
+        end = chunk_end(start, known, draft.budget(sequence, is_decode=is_decode), size)
+        if end < known and sequence.request.is_whole:
+            draft.is_closed = True
+            return False
+        if end == start:
+            return False
+        copy = None
+        # Most decodes write into a block that is there and their own.
+        needed = sequence.table.needed(start, end, size, state.pool)
+        if needed:
+            if not self._make_room(group, needed, now):
+                return False
+            copy = sequence.table.prepare(start, end, size, state.pool)
+        draft.charge(sequence, end - start, is_decode=is_decode)
+        draft.add(sequence, end, state.num_iterations, copy)
+        self._queues.policy.on_service(group, end - start, now)
+        return True
+
+    def _begin(self, draft: Draft, group: SequenceGroup, sequence: Sequence, now: float) -> bool:
+        """Take what the cache has of its tokens; False if it should wait for more, which a plan is computing."""
+        state, cache = self._state, self._state.cache
+        if not cache.is_enabled:
+            return True
+        found = cache.find(sequence)
+        in_flight = (draft.entries, *(plan.entries for plan in state.in_flight))
+        if any(cache.is_underway(sequence, len(found), entries) for entries in in_flight):
+            self._block(group, "prefix", now)
+            return False
+        if group.cached_tokens is None:
+            sequence.num_found_blocks = len(found)
+            group.cached_tokens = min(len(found) * state.config.block_size, sequence.num_prompt_tokens)
+        if found:
+            state.take(sequence, found, now)
+            if sequence.num_computed >= max(1, sequence.num_prompt_tokens - 1):
+                state.fork(group, sequence, now)
+        return True
+
+    def _make_room(self, group: SequenceGroup, needed: int, now: float) -> bool:
+        """Preempt until `needed` blocks are free; False if they aren't (yet).
+
+        The eldest can preempt all others but those pinned, which get to their ends first, and then it fits (`add` has
+        checked): so somebody always advances.
+        """
+        pool = self._state.pool
+        while needed > pool.num_free:
+            if needed <= pool.num_free + pool.num_limbo or not self._state.admission.may_preempt:
+                return False
+            victim = self._victims.of(group, self._state.num_iterations)
+            if victim is None:
+                return False
+            self.preempt(victim, group, now)
+        return True
+
+    # ---- newcomers
+
+    def _displace(self, now: float) -> None:
+        """Start those that are served before somebody who runs. Who ranks last then pauses, or gives up its blocks."""
+        queues = self._queues
+        while queues.waiting and queues.running and self._victims.may_displace(group := queues.waiting[0]):
+            reason = self._obstacle_to_displacing(group, now)
+            if reason:
+                self._block(group, reason, now)
+                return
+            self._state.start(group, now)
+            queues.refresh(now)
+
+    def _obstacle_to_displacing(self, group: SequenceGroup, now: float) -> str:
+        state, queues = self._state, self._queues
+        if group.is_in_flight:
+            return "in_flight"
+        if not self._victims.has_slot(group):
+            return "batch_size"
+        if not state.can_pin(group):
+            return "kv_blocks"
+        while (missing := state.admission.missing(group, queues.num_running)) > state.pool.num_limbo:
+            victim = self._victims.for_newcomer(group, missing) if state.admission.may_preempt else None
+            if victim is None:
+                return "kv_blocks"
+            self.preempt(victim, group, now)
+        return "kv_blocks" if missing else ""
+
+    def _admit(self, draft: Draft, now: float) -> None:
+        """Start waiting groups in order; the first that can't start holds up all behind it."""
+        queues = self._queues
+        while queues.waiting and not draft.is_closed:
+            queues.refresh(now)
+            group = queues.waiting[0]
+            reason = self._obstacle(group, draft)
+            if reason:
+                self._block(group, reason, now)
+                return
+            self._state.start(group, now)
+            leader = group.leader()
+            assert leader is not None
+            if not self._serve(draft, group, leader, now):
+                return
+
+    def _block(self, group: SequenceGroup, reason: str, now: float) -> None:
+        """Told once a reason."""
+        if reason != group.blocked_by:
+            group.blocked_by = reason
+            self._state.journal.write(why.Blocked(now, group.request.request_id, reason))
+
+    def _obstacle(self, group: SequenceGroup, draft: Draft) -> str:
+        """Why `group` can't start now, or nothing."""
+        state = self._state
+        if group.is_in_flight:
+            return "in_flight"
+        if draft.slots_left == 0 or self._queues.num_running + len(group.live) > state.config.max_running:
+            return "batch_size"
+        least = group.request.num_prompt_tokens if group.request.is_whole else 1
+        if draft.budget(group.live[0], is_decode=False) < least:
+            return "token_budget"
+        # In limbo, not lost: a promise given now could not be kept before the plans in flight are back.
+        if state.admission.missing(group, self._queues.num_running) or not state.can_pin(group):
+            return "kv_blocks"
+        return ""
+
+    def _issue(self, draft: Draft, now: float) -> IterationPlan:
+        state = self._state
+        plan = draft.finish(state.epoch, state.num_iterations, state.forget)
+        pins = [copy.source for copy in draft.copies]
+        state.in_flight.append(
+            PlanInFlight(state.num_iterations, draft.entries, pins, now, draft.num_decodes, draft.num_prefilled)
+        )
+        evicted, self._num_evicted = state.pool.num_evicted - self._num_evicted, state.pool.num_evicted
+        if evicted:
+            state.journal.write(why.Evicted(now, evicted))
+        work = [(work.seq_id, work.start, work.num_tokens) for work in plan.work]
+        state.journal.write(why.Scheduled.of(now, state.epoch, state.num_iterations, work))
+        state.num_iterations += 1
+        state.forget = []
+        return plan

@@ -1,0 +1,109 @@
+"""Results come in: what an iteration has computed counts from here on, and what it sampled goes out."""
+
+from __future__ import annotations
+
+from orcinus.core.draft import Entry, PlanInFlight
+from orcinus.core.plan import NUMERICAL_ERROR, IterationResult, SequenceFailure, SequenceOutput
+from orcinus.core.progress import Progress
+from orcinus.core.request import FinishReason
+from orcinus.core.sequence import Sequence
+from orcinus.core.state import SchedulerState
+
+
+class Results:
+    """Commits the oldest plan in flight."""
+
+    def __init__(self, state: SchedulerState) -> None:
+        self._state = state
+        self._last_end = 0.0
+        policy, target = state.queues.policy, state.config.target_iteration_seconds
+        self._watches_time = policy.watches_time or target is not None
+
+    def update(self, result: IterationResult, now: float) -> list[Progress]:
+        """See `Scheduler.update`."""
+        state = self._state
+        if result.epoch != state.epoch:
+            return []
+        plan = state.in_flight.popleft()
+        assert plan.iteration == result.iteration, f"collected {result.iteration}, the oldest is {plan.iteration}"
+        state.pool.unpin(plan.pins)
+        if self._watches_time:
+            self._note_time(plan, now)
+        outputs = {output.seq_id: output for output in result.outputs}
+        failures = {failure.seq_id: failure for failure in result.failures}
+        progress: list[Progress] = []
+        for entry in plan.entries:
+            self._commit(entry, now, is_sound=entry.sequence.seq_id not in failures)
+        for entry in plan.entries:
+            seq_id = entry.sequence.seq_id
+            if entry.sequence.is_finished:
+                continue
+            if seq_id in failures:
+                progress += self._fail(entry.sequence, failures[seq_id], now)
+            elif seq_id in outputs:
+                progress.append(self._append(entry, outputs[seq_id], now))
+            else:
+                assert not entry.samples, f"no output came for sequence {seq_id}"
+        return progress
+
+    def _note_time(self, plan: PlanInFlight, now: float) -> None:
+        """It ran since it was issued, or since the one before it was done."""
+        seconds = now - max(plan.issued_at, self._last_end)
+        self._last_end = now
+        self._state.pace.observe(plan.decodes, plan.prefill_tokens, seconds)
+        groups = {entry.sequence.request.request_id: entry for entry in plan.entries if not entry.sequence.is_finished}
+        for entry in groups.values():
+            self._state.queues.policy.on_time(self._state.group_of(entry.sequence), max(0.0, seconds), now)
+
+    def _commit(self, entry: Entry, now: float, *, is_sound: bool) -> None:
+        """The KV of the entry exists now, unless it was dropped while the plan was in flight. If sound it's shared."""
+        sequence, state = entry.sequence, self._state
+        sequence.in_flight -= 1
+        sequence.num_pending -= entry.samples
+        if not entry.is_current:
+            return
+        sequence.num_computed = entry.end
+        if is_sound and state.cache.is_enabled:
+            state.cache.keep(sequence, state.newest_plan(sequence).pins if sequence.in_flight else None)
+        # The position that branches start from, reached by whoever leads the group.
+        branching = max(1, sequence.num_prompt_tokens - 1)
+        if sequence.request.params.n > 1 and entry.start < branching <= entry.end:
+            state.fork(state.group_of(sequence), sequence, now)
+
+    def _append(self, entry: Entry, output: SequenceOutput, now: float) -> Progress:
+        """Take the sampled tokens, up to the one that ends the answer."""
+        sequence, request = entry.sequence, entry.sequence.request
+        group = self._state.group_of(sequence)
+        if request.pooling is not None:
+            end = self._state.end(group, sequence, FinishReason.STOP, now)
+            return Progress(end.request_id, end.index, finish_reason=end.finish_reason, pooled=output.pooled)
+        reason: FinishReason | None = None
+        taken = 0
+        for token in output.tokens:
+            sequence.tokens.append(token)
+            taken += 1
+            reason = sequence.reason_to_stop(token)
+            if reason is not None:
+                break
+        stop_token = output.tokens[taken - 1] if reason is FinishReason.STOP else None
+        prompt_logprobs = output.prompt_logprobs[sequence.num_prompt_logprobs - entry.start :]
+        sequence.num_prompt_logprobs += len(prompt_logprobs)
+        if reason is not None:
+            self._state.end(group, sequence, reason, now)
+        return Progress(
+            request.request_id,
+            sequence.index,
+            output.tokens[:taken],
+            output.logprobs[:taken],
+            prompt_logprobs,
+            reason,
+            stop_token=stop_token,
+            cached_tokens=group.cached_tokens or 0,
+        )
+
+    def _fail(self, failed: Sequence, failure: SequenceFailure, now: float) -> list[Progress]:
+        """End the whole request: an answer to half of a question is not what was asked for."""
+        group = self._state.group_of(failed)
+        for sequence in group.live:
+            self._state.cache.drop(sequence, found_too=failure.code == NUMERICAL_ERROR)
+        return self._state.end_all(group, failure.code, failure.message, now)

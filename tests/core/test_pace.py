@@ -1,0 +1,68 @@
+"""What iterations take is learnt from what they took; the token budget keeps to a target by it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from core_harness import World, make_request
+
+from orcinus.core.config import SchedulerConfig
+from orcinus.core.pace import Pace, TokenBudget
+
+
+def test_prices_are_found_through_noise_and_kept_through_monotony():
+    pace, rng = Pace(), random.Random(1)
+    for _ in range(300):
+        decodes, tokens = rng.randrange(32), rng.choice([0, 0, 128, 512])
+        pace.observe(decodes, tokens, (0.02 + 4e-5 * tokens + 2e-4 * decodes) * rng.uniform(0.97, 1.03))
+    for _ in range(3000):
+        pace.observe(16, 0, 0.0232 * rng.uniform(0.97, 1.03))
+    assert pace.decode_seconds() == pytest.approx(0.0202, rel=0.03)
+    assert pace.prefill_seconds(512) == pytest.approx(0.02 + 512 * 4e-5, rel=0.05)
+
+
+def test_it_follows_a_machine_that_slows_down():
+    pace, rng = Pace(), random.Random(1)
+    for speed in (1.0, 3.0):
+        for _ in range(2000):
+            decodes, tokens = rng.randrange(32), rng.choice([0, 64, 512])
+            pace.observe(decodes, tokens, speed * (0.02 + 4e-5 * tokens + 2e-4 * decodes))
+    assert pace.seconds(16, 512) == pytest.approx(3 * (0.02 + 512 * 4e-5 + 0.0032), rel=0.01)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_clock_that_jumped_teaches_nothing(seconds):
+    pace = Pace()
+    pace.observe(1, 1, seconds)
+    assert pace.num_seen == 0
+
+
+def test_the_budget_is_what_fits_the_target_in_whole_tiles_and_never_less_than_one():
+    pace, rng = Pace(), random.Random(1)
+    for _ in range(400):
+        decodes, tokens = rng.randrange(32), rng.choice([0, 64, 512])
+        pace.observe(decodes, tokens, 0.02 + 4e-5 * tokens + 2e-4 * decodes)
+    # (40 - 20 - 3.2 ms) / 40 µs = 420 tokens: 26 tiles of 16.
+    assert TokenBudget(pace, 2048, 16, 0.04).prefill(16) == pytest.approx(416, abs=16)
+    assert TokenBudget(pace, 2048, 16, 0.04).prefill(16) % 16 == 0
+    assert TokenBudget(pace, 2048, 16, 0.01).prefill(16) == 16, "or prompts would starve"
+    assert TokenBudget(pace, 24, 16, 10.0).prefill(16) == 8, "the limit stands"
+    assert TokenBudget(pace, 2048, 16, None).prefill(16) == 2032
+    assert TokenBudget(Pace(), 2048, 16, 0.04).prefill(16) == 2032, "nothing is known yet"
+
+
+def test_chunks_shrink_under_a_target_that_iterations_miss():
+    """The harness answers 2 ms after each plan, whatever is in it: a target far below leaves one block a time."""
+    sizes = {}
+    for target in (None, 1e-4):
+        world = World(
+            SchedulerConfig(num_blocks=200, block_size=4, max_batch_tokens=64, target_iteration_seconds=target)
+        )
+        world.add(make_request("warm", 40, 2, seed=1))
+        world.drain()
+        world.add(make_request("long", 200, 2, seed=2, arrived_at=world.now))
+        world.drain()
+        sizes[target] = max(event.tokens for event in list(world.journal)[-30:] if type(event).__name__ == "Scheduled")
+    assert sizes[None] == 64
+    assert sizes[1e-4] <= 4

@@ -1,0 +1,304 @@
+"""Each policy: its order by its own rule, when that order may change, and how long anybody waits at most."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from itertools import pairwise
+
+import msgspec
+import pytest
+from core_harness import World, make_request
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_scheduler_invariants import random_config, random_event
+
+from orcinus.core.config import SchedulerConfig
+from orcinus.core.core import Submit
+from orcinus.core.journal import Admitted, Preempted
+from orcinus.core.pace import Pace
+from orcinus.core.policy import POLICIES, Facts
+from orcinus.core.policy.deadline import can_make_it, earliest_end
+from orcinus.core.policy.fair import Fair
+from orcinus.core.policy.mlfq import Mlfq
+from orcinus.core.request import Request, ServiceClass
+
+AGEING = ["priority", "prefix", "mlfq", "deadline"]
+
+
+@dataclass(frozen=True)
+class View:
+    """What a policy sees of a request."""
+
+    request: Request
+    number: int
+
+
+def view(number: int, **fields: object) -> View:
+    return View(msgspec.structs.replace(make_request(f"r{number}"), **fields), number)
+
+
+def taught(constant: float = 0.02, decode: float = 0.0002, token: float = 0.00004) -> Pace:
+    """A pace that has seen iterations which take exactly this."""
+    pace = Pace()
+    rng = random.Random(1)
+    for _ in range(400):
+        decodes, tokens = rng.randint(0, 64), rng.choice([0, 0, 64, 500])
+        pace.observe(decodes, tokens, constant + decode * decodes + token * tokens)
+    return pace
+
+
+def facts(pace: Pace | None = None, **fields: object) -> Facts:
+    return Facts(
+        pace or Pace(),
+        missing_tokens=lambda view: view.request.num_prompt_tokens,
+        matched_blocks=lambda view: 0,
+        cache_version=lambda: 0,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def started(world: World) -> list[str]:
+    return [event.request_id for event in world.journal if isinstance(event, Admitted)]
+
+
+def small_world(policy: str, **config: object) -> World:
+    fields = {"num_blocks": 200, "block_size": 4, "max_batch_size": 2, "max_batch_tokens": 64, "policy": policy}
+    return World(SchedulerConfig(**{**fields, **config}))  # type: ignore[arg-type]
+
+
+# ---- when the order may change
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(seed=st.integers(0, 1 << 20), events=st.integers(1, 60), share=st.floats(0, 1, exclude_max=True))
+def test_until_it_says_so_time_alone_changes_no_order(policy, seed, events, share):
+    rng = random.Random(seed)
+    world = World(random_config(rng, policy))
+    for number in range(events):
+        random_event(world, rng, number)
+    queues, now = world.scheduler.state.queues, world.now
+    world.scheduler.refresh(now)
+    until = queues.policy.stable_until(now)
+    assert until > now, "the order of now is not the order of now"
+    later = now + share * (min(until, now + 1e6) - now)
+    if later >= until:
+        return
+    for queue in (queues.waiting, queues.running):
+        ranks = [(group.request.service_class, *queues.policy.rank(group, later), *group.order[-2:]) for group in queue]
+        assert ranks == sorted(ranks)
+
+
+@pytest.mark.parametrize("policy", AGEING)
+def test_at_the_instant_that_it_names_somebody_becomes_overdue(policy):
+    ordered = POLICIES[policy](facts(max_wait_seconds=5.0))
+    views = [view(number, priority=number) for number in range(3)]
+    for each in views:
+        ordered.enter(each, float(each.number))
+    ordered.on_service(views[0], 1, 2.0)
+    assert ordered.stable_until(2.0) == 6.0
+    assert ordered.rank(views[1], 5.999) > ordered.rank(views[1], 6.0)
+    assert views[1] in (ordered.changed(views, 6.0) or ())
+    assert ordered.stable_until(6.0) == 7.0
+
+
+# ---- nobody starves
+
+
+@pytest.mark.parametrize("policy", AGEING)
+@pytest.mark.parametrize("seed", range(4))
+def test_whoever_waits_too_long_starts_before_all_that_came_later(policy, seed):
+    """Others that rank before it come without end; it starts once it is overdue and those before it have a place."""
+    rng = random.Random(seed)
+    world = small_world(policy, max_wait_seconds=0.05, max_batch_size=1, enable_prefix_caching=True)
+    unlucky = msgspec.structs.replace(make_request("unlucky", 30, 3, seed=9), priority=9)
+    shared = [rng.randrange(30) for _ in range(12)]
+    for number in range(300):
+        if number == 4:
+            world.add(msgspec.structs.replace(unlucky, arrived_at=world.now))
+            came_at = world.now
+        request = make_request(f"r{number}", [*shared, number % 30], 2, seed=number, arrived_at=world.now)
+        world.add(msgspec.structs.replace(request, deadline=world.now + 2.0))
+        for _ in range(2):
+            world.step()
+        if "unlucky" in started(world):
+            break
+    (event,) = (each for each in world.journal if isinstance(each, Admitted) and each.request_id == "unlucky")
+    # Those overdue with it came before it: four of them, each of a few events of 1 ms.
+    assert event.at - came_at <= 0.05 + 0.05
+    world.drain()
+
+
+def test_nobody_is_overtaken_more_often_than_the_bound():
+    world = small_world("prefix", max_overtakes=3, max_batch_size=1, enable_prefix_caching=True, max_wait_seconds=1e6)
+    shared = list(range(1, 17))
+    world.add(make_request("first", [*shared, 20], 1, seed=1))
+    while world.scheduler.groups():
+        world.step()
+    world.add(make_request("unlucky", 17, 1, seed=99, arrived_at=world.now))
+    for number in range(10):
+        world.add(make_request(f"r{number}", [*shared, number], 1, seed=number, arrived_at=world.now))
+    world.drain()
+    assert started(world) == ["first", "r0", "r1", "r2", "unlucky", *(f"r{number}" for number in range(3, 10))]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("seed", range(6))
+def test_no_request_is_preempted_more_than_three_times_and_all_end(policy, seed):
+    """A pool for two of twelve, so that blocks are taken from somebody all the time."""
+    world = small_world(policy, num_blocks=14, max_batch_size=6, max_wait_seconds=0.02)
+    rng = random.Random(seed)
+    for number in range(12):
+        request = make_request(f"r{number}", rng.randint(2, 12), 30, seed=number, arrived_at=world.now)
+        world.add(msgspec.structs.replace(request, priority=-number, tenant=rng.choice("ab")))
+        for _ in range(3):
+            world.step()
+    world.drain()
+    preempted = [event.request_id for event in world.journal if isinstance(event, Preempted)]
+    assert preempted
+    assert max(map(preempted.count, preempted)) <= 3
+
+
+# ---- each by its own rule
+
+
+def test_a_lower_number_runs_at_once_and_others_pause_with_their_kv():
+    world = small_world("priority")
+    for number in range(2):
+        world.add(make_request(f"r{number}", 4, 30, seed=number))
+    for _ in range(6):
+        world.step()
+    world.add(msgspec.structs.replace(make_request("urgent", 4, 4, seed=7, arrived_at=world.now), priority=-1))
+    while not isinstance(decision := world.step(), Submit):
+        pass
+    assert {work.seq_id for work in decision.plan.work} == {0, 2}, "the later of the two makes way"
+    assert not world.journal.counts["Preempted"]
+    world.drain()
+
+
+def test_the_earliest_deadline_starts_first_and_who_has_none_last():
+    world = small_world("deadline", max_batch_size=1)
+    for name, deadline in (("none", None), ("late", 900.0), ("soon", 500.0)):
+        world.add(msgspec.structs.replace(make_request(name), deadline=deadline))
+    world.drain()
+    assert started(world) == ["soon", "late", "none"]
+
+
+def test_realtime_has_the_next_iteration_and_best_effort_what_is_left():
+    world = small_world("fcfs", max_batch_size=4, max_batch_tokens=8)
+    for number in range(4):
+        world.add(make_request(f"be{number}", 4, 30, seed=number, service_class=ServiceClass.BESTEFFORT))
+    for _ in range(8):
+        world.step()
+    world.add(make_request("rt", 16, 4, seed=9, arrived_at=world.now, service_class=ServiceClass.REALTIME))
+    plans = [decision.plan for decision in (world.step() for _ in range(6)) if isinstance(decision, Submit)]
+    assert [(work.seq_id, work.num_tokens) for work in plans[0].work] == [(4, 8)], "all of the budget is its own"
+    assert [(work.seq_id, work.num_tokens) for work in plans[1].work] == [(4, 8)]
+    assert [work.seq_id for work in plans[2].work] == [4, 0, 1, 2], "its decode first, and three that pad"
+    world.drain()
+
+
+def test_realtime_takes_the_blocks_of_lower_classes():
+    world = small_world("fcfs", num_blocks=12, max_batch_size=4)
+    for number in range(3):
+        world.add(make_request(f"be{number}", 12, 4, seed=number, service_class=ServiceClass.BESTEFFORT))
+    world.step(), world.step()
+    world.add(make_request("rt", 30, 4, seed=9, arrived_at=world.now, service_class=ServiceClass.REALTIME))
+    while not isinstance(decision := world.step(), Submit):
+        pass
+    assert 3 in {work.seq_id for work in decision.plan.work}
+    assert world.journal.counts["Preempted"] >= 1
+    world.drain()
+
+
+def test_of_equals_the_one_is_preempted_that_loses_least():
+    world = small_world("priority", num_blocks=13, max_batch_size=3)
+    for number, prompt in enumerate((8, 4, 20)):
+        world.add(make_request(f"r{number}", prompt, 20, seed=number, arrived_at=world.now))
+    while not world.journal.counts["Preempted"]:
+        world.step()
+    (event,) = (event for event in world.journal if isinstance(event, Preempted))
+    assert event.request_id == "r1", "not the latest: that has computed most"
+    world.drain()
+
+
+def test_a_thousand_jobs_enter_and_fall_as_the_formula_says():
+    """k = min{ j : q·2^j ≥ t_prefill }, q one decode; after k demotions all quanta down to there are used up."""
+    pace, rng = taught(), random.Random(5)
+    mlfq = Mlfq(facts(pace, max_wait_seconds=1e9))
+    quantum = pace.decode_seconds()
+    assert quantum == pytest.approx(0.0202, rel=0.01)
+    for number in range(1000):
+        tokens = rng.choice([1, 50, 900, rng.randint(1, 20_000)])
+        job = view(number, prompt=bytes(4 * tokens))
+        mlfq.enter(job, 0.0)
+        needed = pace.prefill_seconds(tokens)
+        expected = next(level for level in range(64) if quantum * 2**level >= needed)
+        assert mlfq.level(job) == expected
+        for _ in range(5):
+            used, limit = 0.0, quantum * 2**expected
+            while used < limit:
+                assert mlfq.level(job) == expected
+                spent = rng.uniform(0.1, 1.0) * limit
+                mlfq.on_time(job, spent, 0.0)
+                used += spent
+            expected += 1
+        assert mlfq.level(job) == expected
+
+
+def test_every_wait_between_two_services_is_bounded_where_there_is_capacity():
+    """One long job and short ones that always rank before it: it is served every `max_wait_seconds` at the latest."""
+    world = small_world("mlfq", max_batch_size=1, max_wait_seconds=0.05)
+    world.add(make_request("long", 8, 60, seed=1))
+    served, number = [0.0], 0
+    while world.scheduler.groups() and number < 400:
+        world.add(make_request(f"r{number}", 2, 2, seed=number + 2, arrived_at=world.now))
+        number += 1
+        for _ in range(4):
+            decision = world.step()
+            if isinstance(decision, Submit) and any(work.seq_id == 0 for work in decision.plan.work):
+                served.append(world.now)
+        for group in world.scheduler.groups():
+            if group.number and group.number < number - 4:
+                world.abort(group.request.request_id)
+    gaps = [later - earlier for earlier, later in pairwise(served)]
+    assert len(gaps) > 20
+    assert max(gaps) <= 0.05 + 0.02
+    world.drain()
+
+
+def test_a_tenant_that_comes_back_has_saved_nothing_up():
+    fair = Fair(facts())
+    busy, away = view(0, tenant="busy"), view(1, tenant="away")
+    fair.enter(busy, 0.0)
+    fair.on_service(busy, 1000, 0.0)
+    fair.enter(away, 1.0)
+    assert fair.counter("away") == fair.counter("busy") == 1000
+    fair.on_service(away, 10, 1.0)
+    assert fair.rank(busy, 1.0) < fair.rank(away, 1.0)
+    fair.leave(away)
+    fair.enter(view(2, tenant="away"), 2.0)
+    assert fair.counter("away") == 1010, "to leave is no way to be forgiven"
+
+
+def test_tenants_that_left_are_forgotten_in_the_end():
+    fair = Fair(facts())
+    for number in range(5000):
+        fair.enter(each := view(number, tenant=f"t{number}"), 0.0)
+        fair.on_service(each, 7, 0.0)
+        fair.leave(each)
+    assert len(fair._tenants) <= 200
+
+
+@settings(derandomize=True, deadline=None)
+@given(prompt=st.integers(1, 500), answer=st.integers(1, 50), ahead=st.integers(0, 500), slack=st.floats(0.001, 10))
+def test_the_door_refuses_just_what_cannot_be_met(prompt, answer, ahead, slack):
+    """By hand: its prefill behind what is ahead, then one decode for each token but the first."""
+    pace = taught()
+    request = make_request("r", prompt, answer)
+    soonest = 5.0 + 0.02 + 0.00004 * (prompt + ahead) + 0.0202 * (answer - 1)
+    assert earliest_end(request, 5.0, pace, tokens_ahead=ahead) == pytest.approx(soonest, rel=1e-3)
+    for deadline, is_possible in ((soonest * 1.001 + slack, True), (soonest * 0.999 - slack, False), (None, True)):
+        due = msgspec.structs.replace(request, deadline=deadline)
+        assert can_make_it(due, 5.0, pace, tokens_ahead=ahead) == is_possible
