@@ -58,11 +58,31 @@ def build_engine(config: EngineConfig, clock: Clock, say: Say = lambda _: None) 
 
 
 def _start_workers(config: EngineConfig, say: Say) -> Workers:
-    """In this process if it is one, else in processes of their own."""
+    """In this process if it is one, else in processes of their own, here or on a cluster."""
     own = worker_config(config)
+    if config.executor == "ray":
+        return _start_on_ray(config, own, say)
     if config.tensor_parallel_size * config.pipeline_parallel_size == 1:
         return InlineWorkers(own, say)
     return ProcessWorkers.start(own, config.tensor_parallel_size, config.pipeline_parallel_size, say)
+
+
+def _start_on_ray(config: EngineConfig, own: WorkerConfig, say: Say) -> Workers:
+    try:
+        # An extra, and slow to import.
+        from orcinus.executor.ray import start_ray_workers
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise ConfigurationError("executor is ray, which isn't installed: pip install 'orcinus-llm[ray]'") from error
+    return start_ray_workers(
+        own,
+        config.tensor_parallel_size,
+        config.pipeline_parallel_size,
+        say,
+        spread=config.ray_spread,
+        insecure=config.insecure_ray,
+    )
 
 
 def worker_config(config: EngineConfig) -> WorkerConfig:
