@@ -29,9 +29,14 @@ class EngineConfig:
         kv_cache_gib: memory for KV blocks; None chooses.
         block_size: tokens a KV block, a multiple of 16.
         admission: on_demand (vLLM) or reserve (Orca).
-        policy: order of service.
+        policy: order of service: fcfs, priority, prefix (longest cached prefix first), mlfq (short answers first), fair
+            (among API keys) or deadline (earliest first).
         lookahead: 1 schedules a decoding sequence again before its token is back.
         enable_prefix_caching: prompts that begin alike share the KV blocks of what they have in common.
+        target_iteration_seconds: cuts prompts so that an iteration takes no longer, as far as earlier ones tell; None
+            fills max_batch_tokens.
+        max_wait_seconds: whoever wasn't served for so long is next (policies priority, prefix, mlfq, deadline).
+        max_overtakes: how often those that came later may pass one that waits, under the policy prefix.
         kernels: auto, cpu (native) or reference (plain torch).
         model_impl: orcinus (our own table of families), transformers (its modelling code over our KV: slower), or auto:
             ours where the model has an entry.
@@ -39,6 +44,9 @@ class EngineConfig:
         tensor_parallel_size: worker processes that each hold a slice of every layer.
         pipeline_parallel_size: stages that each hold some of the layers; each has tensor_parallel_size workers, and as
             many iterations are under way at a time.
+        executor: processes keeps the workers on this machine; ray places them on the nodes of a Ray cluster.
+        ray_spread: pack puts workers on few nodes, spread on many, strict_spread each on its own.
+        insecure_ray: use a Ray cluster that asks nobody for a token.
         allow_batch_variance: start even if the kernels can't keep a request's bits apart from its company.
         record: file that everything core is told and decides is written to, for `orcinus replay`; no text, no tokens.
     """
@@ -56,11 +64,17 @@ class EngineConfig:
     policy: str = "fcfs"
     lookahead: Literal[0, 1] = 0
     enable_prefix_caching: bool = True
+    target_iteration_seconds: float | None = None
+    max_wait_seconds: float = 10.0
+    max_overtakes: int = 8
     kernels: Literal["auto", "cpu", "reference"] = "auto"
     model_impl: Literal["auto", "orcinus", "transformers"] = "auto"
     threads: int | None = None
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
+    executor: Literal["processes", "ray"] = "processes"
+    ray_spread: Literal["pack", "spread", "strict_spread"] = "pack"
+    insecure_ray: bool = False
     allow_batch_variance: bool = False
     record: str | None = None
 
@@ -90,6 +104,9 @@ class EngineConfig:
             enable_prefix_caching=self.enable_prefix_caching,
             admission=self.admission,
             policy=self.policy,
+            target_iteration_seconds=self.target_iteration_seconds,
+            max_wait_seconds=self.max_wait_seconds,
+            max_overtakes=self.max_overtakes,
         )
 
 
@@ -99,6 +116,9 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_batch_size", 1, 4096),
     ("kv_cache_gib", 1e-6, 2**20),
     ("block_size", 16, 1024),
+    ("target_iteration_seconds", 1e-6, 3600),
+    ("max_wait_seconds", 1e-3, 86400),
+    ("max_overtakes", 0, 2**20),
     ("threads", 1, 4 * (os.cpu_count() or 1)),
     ("tensor_parallel_size", 1, 64),
     ("pipeline_parallel_size", 1, 64),

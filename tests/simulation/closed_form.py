@@ -1,0 +1,240 @@
+"""A model whose every token is known in advance, and a worker that holds its KV cache and checks each slot it reads.
+
+KV of a position is a keyed hash of the weights, the owner and all tokens up to there; the next token is a hash of that,
+the seed and the answer's index. So a lost, repeated or crossed token changes all that follow it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orcinus.core.plan import (
+    FED_BACK,
+    IterationPlan,
+    IterationResult,
+    NewSequence,
+    Output,
+    SequenceFailure,
+    SequenceOutput,
+    TokenLogprobs,
+    Work,
+)
+from orcinus.core.request import FinishReason, Request, unpack_tokens
+
+VOCAB = 32
+EOS = 7
+# What the KV of a row that went wrong holds.
+NAN = -1
+_MASK = 2**64 - 1
+_FACTOR = 0x9E3779B97F4A7C15
+
+
+def absorb(state: int, token: int) -> int:
+    """The KV of a position: that of the one before, and its token."""
+    return (state * _FACTOR + token + 1) & _MASK
+
+
+def mix(state: int, seed: int, index: int) -> int:
+    """Well-mixed bits of all three."""
+    for value in (seed & _MASK, index + 1):
+        state = ((state ^ value) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & _MASK
+        state ^= state >> 29
+    return state
+
+
+def owner_state(tenant: str, cache_salt: str, weights_revision: str, adapter: str) -> int:
+    """What comes before the first token: whose KV, and of which weights. Others' KV is foreign from there on."""
+    state = 0
+    for part in (tenant, cache_salt, weights_revision, adapter):
+        state = absorb(state, 256)
+        for byte in part.encode():
+            state = absorb(state, byte)
+    return state
+
+
+def first_state(request: Request) -> int:
+    """The same, of the one who asked."""
+    return owner_state(request.tenant, request.cache_salt, request.weights_revision, request.adapter)
+
+
+def states_of(tokens: list[int], state: int) -> list[int]:
+    """The KV of each position."""
+    states = []
+    for token in tokens:
+        state = absorb(state, token)
+        states.append(state)
+    return states
+
+
+def sample(state: int, seed: int, index: int, banned: frozenset[int]) -> int:
+    """The token that follows `state`; the next one in line if it is `banned` (too early for an end)."""
+    token = mix(state, seed, index) % VOCAB
+    while token in banned:
+        token = (token + 1) % VOCAB
+    return token
+
+
+def vector_of(state: int) -> bytes:
+    """What the model makes of a prompt whose last KV is `state`."""
+    return mix(state, 0, 0).to_bytes(8, "little")
+
+
+def right_answer(request: Request, index: int) -> tuple[list[int], FinishReason]:
+    """All tokens of one answer and why it ends, from the request alone; resumed tokens count."""
+    if request.pooling is not None:
+        return [], FinishReason.STOP
+    state = states_of(list(unpack_tokens(request.prompt)), first_state(request))[-1]
+    known = list(unpack_tokens(request.resumed[index])) if request.resumed else []
+    ends, least, tokens = request.end_token_ids, request.params.min_tokens, list[int]()
+    for made in range(request.max_tokens):
+        banned = ends if made < least else frozenset[int]()
+        token = known[made] if made < len(known) else sample(state, request.params.seed or 0, index, banned)
+        state = absorb(state, token)
+        tokens.append(token)
+        if token in ends and len(tokens) > least:
+            return tokens, FinishReason.STOP
+    return tokens, FinishReason.LENGTH
+
+
+@dataclass(slots=True)
+class Held:
+    """What the worker holds of one sequence; `states` is the KV that each of `tokens` ought to have."""
+
+    new: NewSequence
+    tokens: list[int]
+    states: list[int]
+    table: list[int]
+    first: int
+    failed_with: str = ""
+
+    def append(self, token: int) -> None:
+        """One more token."""
+        self.states.append(absorb(self.states[-1], token))
+        self.tokens.append(token)
+
+
+@dataclass(slots=True)
+class Trouble:
+    """What goes wrong while one plan runs: the `row`th row fails with `code`, or the copies do.
+
+    A numerical error leaves KV that isn't finite; any other failure leaves the row's KV unmade.
+    """
+
+    row: int
+    code: str
+    in_copies: bool = False
+
+
+class Worker:
+    """Applies plans in order. `first_states` is told by the world, for no worker knows tenants."""
+
+    def __init__(self, block_size: int) -> None:
+        self._size = block_size
+        self._epoch = 0
+        self.sequences: dict[int, Held] = {}
+        self.slots: dict[int, list[int | None]] = {}
+        self.first_states: dict[int, int] = {}
+        self.num_sampled = 0
+
+    def lose_memory(self) -> None:
+        """The KV is gone."""
+        self.slots.clear()
+
+    def run(self, plan: IterationPlan, trouble: Trouble | None = None) -> IterationResult:
+        """State changes, then all writes, then all reads, then what comes out."""
+        self.apply_state(plan, copies=trouble is None or not trouble.in_copies)
+        if trouble is not None:
+            self._break(plan, trouble)
+        for work in plan.work:
+            self.write(work)
+        outputs, failures = [], []
+        for work in plan.work:
+            held = self.sequences[work.seq_id]
+            if held.failed_with:
+                failures.append(SequenceFailure(work.seq_id, held.failed_with, "planned"))
+                # The next plan may already feed it back.
+                if Output.SAMPLE in work.output:
+                    held.append(0)
+                continue
+            self._read(held, work)
+            if work.output:
+                outputs.append(self._answer(held, work))
+        return IterationResult(plan.epoch, plan.iteration, tuple(outputs), tuple(failures))
+
+    def _break(self, plan: IterationPlan, trouble: Trouble) -> None:
+        targets = {copy.target for copy in plan.copies}
+        for place, work in enumerate(plan.work):
+            held = self.sequences[work.seq_id]
+            if targets & set(held.table) if trouble.in_copies else place == trouble.row % len(plan.work):
+                held.failed_with = held.failed_with or trouble.code
+
+    def apply_state(self, plan: IterationPlan, *, copies: bool = True) -> None:
+        """Everything of the plan but its work."""
+        if plan.epoch != self._epoch:
+            assert plan.epoch > self._epoch, "a plan of an older epoch was issued"
+            self.sequences.clear()
+            self._epoch = plan.epoch
+        for seq_id in plan.finished:
+            assert self.sequences.pop(seq_id, None), f"sequence {seq_id} is forgotten twice"
+        for new in plan.new:
+            assert new.seq_id not in self.sequences, f"sequence {new.seq_id} is stated twice"
+            self.sequences[new.seq_id] = self._hold(new)
+        for delta in plan.block_deltas:
+            table = self.sequences[delta.seq_id].table
+            assert delta.start <= len(table), "a block delta leaves a gap"
+            table[delta.start :] = unpack_tokens(delta.blocks)
+        for copy in plan.copies if copies else ():
+            assert copy.source in self.slots, "a block is copied that nobody has written"
+            self.slots[copy.target] = list(self.slots[copy.source])
+
+    def _hold(self, new: NewSequence) -> Held:
+        tokens, first = list(unpack_tokens(new.tokens)), self.first_states[new.seq_id]
+        return Held(new, tokens, states_of(tokens, first), list(unpack_tokens(new.blocks)), first)
+
+    def write(self, work: Work) -> None:
+        """Make the KV of one sequence's tokens."""
+        held, end = self.sequences[work.seq_id], work.start + work.num_tokens
+        assert end <= len(held.tokens), "work lies past the tokens that the worker knows"
+        if work.tokens == FED_BACK:
+            assert (work.num_tokens, end) == (1, len(held.tokens)), "the worker holds no token to feed back"
+        else:
+            given = list(unpack_tokens(work.tokens))
+            assert given == held.tokens[work.start : end], "input tokens differ from the worker's"
+        for at in range(work.start, end):
+            slots = self.slots.setdefault(held.table[at // self._size], [None] * self._size)
+            slots[at % self._size] = NAN if held.failed_with else held.states[at]
+
+    def _read(self, held: Held, work: Work) -> None:
+        end, size = work.start + work.num_tokens, self._size
+        for entry, start in enumerate(range(0, end, size)):
+            stop = min(start + size, end)
+            there = self.slots[held.table[entry]][: stop - start]
+            assert there == held.states[start:stop], f"sequence {work.seq_id} reads foreign KV near {start}"
+
+    def _answer(self, held: Held, work: Work) -> SequenceOutput:
+        end, new = work.start + work.num_tokens, held.new
+        tokens: tuple[int, ...] = ()
+        logprobs: tuple[TokenLogprobs, ...] = ()
+        prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+        if Output.SAMPLE in work.output:
+            assert end == len(held.tokens), "a sample is asked for while tokens are missing"
+            tokens = (self._sample(held),)
+            logprobs = (TokenLogprobs(float(end), 0),) if new.params.logprobs is not None else ()
+        if Output.PROMPT_LOGPROBS in work.output:
+            ends_at = min(end + 1, new.num_prompt_tokens)
+            prompt_logprobs = tuple(TokenLogprobs(float(at), 0) for at in range(work.start + 1, ends_at))
+        if Output.POOLED in work.output:
+            assert end == new.num_prompt_tokens == len(held.tokens), "a vector of half a prompt"
+            assert new.pooling is not None
+            assert work.start == 0 or not new.pooling.whole, "the prompt was cut"
+            return SequenceOutput(work.seq_id, (), pooled=vector_of(held.states[-1]))
+        return SequenceOutput(work.seq_id, tokens, logprobs, prompt_logprobs)
+
+    def _sample(self, held: Held) -> int:
+        new = held.new
+        made = len(held.tokens) - new.num_prompt_tokens
+        banned = frozenset(new.end_token_ids) if made < new.params.min_tokens else frozenset[int]()
+        token = sample(held.states[-1], new.params.seed or 0, new.index, banned)
+        held.append(token)
+        self.num_sampled += 1
+        return token

@@ -1,0 +1,231 @@
+"""Bugs that people write, planted by hand: where, what is replaced by what, and what is wrong with it."""
+
+from __future__ import annotations
+
+from planted_kv_bugs import KV_BUGS, Bug
+
+BUGS = (
+    *KV_BUGS,
+    Bug(
+        "results.py",
+        "        if result.epoch != state.epoch:\n            return []\n",
+        "",
+        "the epoch isn't looked at",
+    ),
+    Bug(
+        "results.py",
+        "        state.pool.unpin(plan.pins)\n",
+        "",
+        "pins are never lifted",
+    ),
+    Bug(
+        "results.py",
+        "is_sound=entry.sequence.seq_id not in failures",
+        "is_sound=True",
+        "a failed row's KV is shared",
+    ),
+    Bug(
+        "state.py",
+        "            plan.pins += sequence.table.blocks\n",
+        "",
+        "pinned for ever",
+    ),
+    Bug(
+        "state.py",
+        "            self.forget.append(sequence.seq_id)\n",
+        "",
+        "workers never forget",
+    ),
+    Bug(
+        "state.py",
+        "            sequence.is_known = False\n        if sequence",
+        "        if sequence",
+        "not stated anew",
+    ),
+    Bug(
+        "scheduler.py",
+        "                sequence.num_scheduled = sequence.num_computed\n",
+        "",
+        "abandoned work counts",
+    ),
+    Bug(
+        "scheduler.py",
+        "            entry.sequence.num_pending = 0\n",
+        "",
+        "abandoned samples are awaited",
+    ),
+    Bug(
+        "scheduler.py",
+        "        state.forget = []\n        state.epoch += 1",
+        "        state.epoch += 1",
+        "told of strangers",
+    ),
+    Bug(
+        "scheduler.py",
+        "        if kv_lost:\n            state.cache.clear()\n",
+        "",
+        "lost KV is found",
+    ),
+    Bug(
+        "scheduler.py",
+        "for group in self.groups() if kv_lost else self._interrupted_in_copy(entries):",
+        "for group in self.groups() if kv_lost else []:",
+        "a copy that was abandoned is taken for made",
+    ),
+    Bug(
+        "results.py",
+        "        if not entry.is_current:\n            return\n",
+        "",
+        "KV that was dropped in flight counts",
+    ),
+    Bug(
+        "state.py",
+        "        shared = leader.num_prompt_tokens - 1\n",
+        "        shared = leader.num_prompt_tokens\n",
+        "a fork shares the last token of the prompt, too",
+    ),
+    Bug(
+        "results.py",
+        "            self._state.end(group, sequence, reason, now)\n        return Progress(\n",
+        "            pass\n        return Progress(\n",
+        "an answer that is complete goes on",
+    ),
+    Bug(
+        "state.py",
+        "            self._return_promises(group)\n        return",
+        "        return",
+        "a promise is kept for ever",
+    ),
+    Bug(
+        "planner.py",
+        '            return "in_flight"\n        if draft',
+        '            return ""\n        if draft',
+        "starts over while its old work is in flight",
+    ),
+    Bug(
+        "results.py",
+        "            if entry.sequence.is_finished:\n                continue\n",
+        "",
+        "speaks after the end",
+    ),
+    Bug(
+        "sequence.py",
+        "self.num_generated >= self.request.max_tokens",
+        "self.num_generated > self.request.max_tokens",
+        "one token more than was asked for",
+    ),
+    Bug(
+        "sequence.py",
+        "        self.incarnation += 1\n",
+        "",
+        "old KV counts after a preemption",
+    ),
+    Bug(
+        "sequence.py",
+        "        self.num_shared_blocks = 0\n        self.is_forked",
+        "        self.is_forked",
+        "shares what it lost",
+    ),
+    Bug(
+        "sequence.py",
+        "self.num_generated + self.num_pending < self",
+        "self.num_generated < self",
+        "look-ahead passes the limit",
+    ),
+    Bug(
+        "draft.py",
+        "        sequence.num_pending += is_last\n",
+        "",
+        "samples in flight aren't counted",
+    ),
+    Bug(
+        "draft.py",
+        "        sequence.last_iteration = iteration\n",
+        "",
+        "pins go to an old plan",
+    ),
+    Bug(
+        "draft.py",
+        "table.dirty_from < len(table.blocks)",
+        "table.dirty_from + 1 < len(table.blocks)",
+        "a last new block is kept quiet",
+    ),
+    Bug(
+        "draft.py",
+        "        self.slots_left -= 1\n",
+        "",
+        "batches without bound",
+    ),
+    Bug(
+        "draft.py",
+        " and not sequence.request.resumed",
+        "",
+        "prompt logprobs come once more",
+    ),
+    Bug(
+        "admission.py",
+        "self.promised -= group.reserved",
+        "self.promised -= 0",
+        "promises add up",
+    ),
+    Bug(
+        "core.py",
+        "self.scheduler.num_in_flight < self.config",
+        "self.scheduler.num_in_flight <= self.config",
+        "one plan more",
+    ),
+    Bug(
+        "victims.py",
+        "        return [other for other in self._loose() if other.order > group.order]",
+        "        return [other for other in self._loose() if other is not group]",
+        "the younger preempts the elder",
+    ),
+    Bug(
+        "victims.py",
+        "        return (group for group in self._queues.running if not group.pinned_blocks)",
+        "        return (group for group in self._queues.running)",
+        "who is pinned is preempted again",
+    ),
+    Bug(
+        "state.py",
+        "        self.pinned_blocks -= group.pinned_blocks\n",
+        "",
+        "blocks promised to the pinned are never given back",
+    ),
+    Bug(
+        "planner.py",
+        "        victim.num_preemptions += 1\n",
+        "",
+        "preemptions aren't counted, so nobody is ever pinned",
+    ),
+    Bug(
+        "scheduler.py",
+        "            if group in self.running:\n                state.stop(group)",
+        "            if group in self.running:\n                pass",
+        "lost KV is taken for there",
+    ),
+    Bug(
+        "scheduler.py",
+        "            heapq.heappush(self._deadlines, (request.deadline, group.number, group))",
+        "            pass",
+        "deadlines are forgotten",
+    ),
+    Bug(
+        "planner.py",
+        "            if sequence.state is SequenceState.RUNNING:\n                self._serve",
+        "            if True:\n                self._serve",
+        "who was preempted in this pass runs in it",
+    ),
+    Bug(
+        "results.py",
+        "        sequence.num_prompt_logprobs += len(prompt_logprobs)\n",
+        "",
+        "prompt logprobs come once more after a preemption",
+    ),
+    Bug(
+        "results.py",
+        "output.tokens[taken - 1] if reason is FinishReason.STOP else None",
+        "output.tokens[taken - 1]",
+        "every end is a stop token",
+    ),
+)
