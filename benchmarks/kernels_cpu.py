@@ -1,6 +1,6 @@
-"""How fast are the native CPU kernels? Each shape against torch's oneDNN, interleaved, medians.
+"""How fast are the native CPU kernels? Each shape against torch's oneDNN, in turns, medians of paired rounds.
 
-python benchmarks/kernels_cpu.py [--isa amx] [--threads 2] [--rounds 7] [--only linear|attention|rows]
+python benchmarks/kernels_cpu.py [--isa avx512bf16] [--threads 2] [--rounds 7] [--only linear|attention|rows]
     [--shapes 768x1280]
 
 Weights are taken in turn from copies that fill 200 MB together, as a decode iteration of a small model would.
@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -17,35 +18,63 @@ import torch.nn.functional as F
 
 from orcinus.kernels import AttentionBatch, AttentionSpec
 from orcinus.kernels.cpu import CpuKernels
+from orcinus.kernels.reference import ReferenceKernels
 
 SHAPES = {
     "bench-160m": [(768, 1280), (768, 768), (768, 4096), (2048, 768), (768, 32000)],
     "bench-1b": [(2048, 3072), (2048, 16384), (8192, 2048), (2048, 128256)],
 }
-ROWS = [1, 4, 16, 32, 64, 256, 512]
+ROWS = [1, 4, 8, 16, 32, 64, 256, 512]
 WORKING_SET = 200e6
 # Shorter runs are repeated until they fill this many seconds.
 LEAST_SECONDS = 0.01
 
+# "tiled" is what keeps promise 2 without kernels of our own: packed weights, 32 rows at a time.
+PEERS = {"packed": "oneDNN packed", "tiled": "oneDNN in tiles", "F.linear": "F.linear"}
+
 Run = Callable[[], object]
 
 
-def medians(candidates: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Median seconds a call, the candidates taking turns."""
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call, one entry a round. On a shared machine the processor's time says more than the clock."""
+
+    wall: list[float]
+    cpu: list[float]
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.wall)
+
+    def ratio(self, ours: "Timing") -> str:
+        """How many times as long as ours: the median of the rounds, by the clock and by the processor's time."""
+        by_wall = statistics.median(a / b for a, b in zip(self.wall, ours.wall, strict=True))
+        by_cpu = statistics.median(a / b for a, b in zip(self.cpu, ours.cpu, strict=True))
+        return f"{by_wall:.2f} / {by_cpu:.2f}"
+
+
+def timings(candidates: dict[str, Run], rounds: int) -> dict[str, Timing]:
+    """The candidates take turns, each round in the other direction."""
     repeats = {}
     for name, run in candidates.items():
         run()
         start = time.perf_counter()
         run()
         repeats[name] = max(1, int(LEAST_SECONDS / (time.perf_counter() - start)))
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, run in candidates.items():
-            start = time.perf_counter()
+    result = {name: Timing([], []) for name in candidates}
+    for turn in range(rounds):
+        for name in list(candidates) if turn % 2 == 0 else reversed(list(candidates)):
+            wall, cpu = time.perf_counter(), time.process_time()
             for _ in range(repeats[name]):
-                run()
-            seconds[name].append((time.perf_counter() - start) / repeats[name])
-    return {name: statistics.median(values) for name, values in seconds.items()}
+                candidates[name]()
+            result[name].wall.append((time.perf_counter() - wall) / repeats[name])
+            result[name].cpu.append((time.process_time() - cpu) / repeats[name])
+    return result
+
+
+def medians(candidates: dict[str, Run], rounds: int) -> dict[str, float]:
+    """Median seconds a call by the clock."""
+    return {name: timing.seconds for name, timing in timings(candidates, rounds).items()}
 
 
 def in_turn(runs: list[Run]) -> Run:
@@ -60,27 +89,45 @@ def in_turn(runs: list[Run]) -> Run:
 
 
 def linear_shape(kernels: CpuKernels, dtype: torch.dtype, k: int, n: int, rounds: int) -> None:
+    """One line of the table a number of rows."""
     copies = max(1, min(64, int(WORKING_SET / (k * n * dtype.itemsize))))
     weights = [torch.randn(n, k, dtype=dtype) * 0.02 for _ in range(copies)]
     packed = [kernels.pack(w, None) for w in weights]
+    plain = ReferenceKernels()
+    tiled = [plain.pack(w, None) for w in weights]
     reordered = [torch.ops.mkldnn._reorder_linear_weight(w, 32) for w in weights] if dtype is torch.bfloat16 else []
     for m in ROWS:
         x = torch.randn(m, k, dtype=dtype)
         candidates: dict[str, Run] = {
-            "F.linear": in_turn([partial(F.linear, x, w) for w in weights]),
             "ours": in_turn([partial(kernels.linear, x, p) for p in packed]),
+            "F.linear": in_turn([partial(F.linear, x, w) for w in weights]),
+            "tiled": in_turn([partial(plain.linear, x, p) for p in tiled]),
         }
         if reordered:
             candidates["packed"] = in_turn(
                 [partial(torch.ops.mkldnn._linear_pointwise, x, w, None, "none", [], "") for w in reordered]
             )
-        result = medians(candidates, rounds)
+        result = timings(candidates, rounds)
         ours = result["ours"]
-        others = " ".join(
-            f"{name} {1e3 * s:8.3f} ms ({s / ours:4.2f}x)" for name, s in result.items() if name != "ours"
+        cpu = statistics.median(ours.cpu)
+        # By the processor's time: what a thread that had its core to itself would reach.
+        seconds = cpu / torch.get_num_threads()
+        rates = f"{k * n * dtype.itemsize / seconds / 1e9:.1f} | {2 * m * k * n / seconds / 1e9:.0f}"
+        others = " | ".join(result[name].ratio(ours) if name in result else "-" for name in PEERS)
+        print(
+            f"| {k} → {n} | {m} | {1e9 * ours.seconds:,.0f} | {1e9 * cpu:,.0f} | {rates} | {others} |",
+            flush=True,
         )
-        rates = f"{k * n * dtype.itemsize / ours / 1e9:6.1f} GB/s {2 * m * k * n / ours / 1e9:7.0f} GFLOP/s"
-        print(f"{k:5}→{n:<6} M={m:<4} ours {1e3 * ours:8.3f} ms {rates}   {others}", flush=True)
+
+
+def linear(kernels: CpuKernels, dtype: torch.dtype, rounds: int, shapes: list[str]) -> None:
+    """The table of products."""
+    print("\nRatios: the peer's time over ours, by the clock / by the processor's time; above 1 we are faster.")
+    print(f"| in → out | rows | ns | ns CPU | GB/s | GFLOP/s | {' | '.join(PEERS.values())} |")
+    print("|---" * (6 + len(PEERS)) + "|")
+    for k, n in dict.fromkeys(shape for model in SHAPES.values() for shape in model):
+        if not shapes or f"{k}x{n}" in shapes:
+            linear_shape(kernels, dtype, k, n, rounds)
 
 
 def attention_case(kernels: CpuKernels, dtype: torch.dtype, spec: AttentionSpec, contexts: list[int], new: int) -> Run:
@@ -172,11 +219,7 @@ def main() -> None:
     if args.only in (None, "attention"):
         attention(kernels, dtype, args.rounds)
     if args.only in (None, "linear"):
-        for model, shapes in SHAPES.items():
-            for k, n in shapes:
-                if not args.shapes or f"{k}x{n}" in args.shapes:
-                    print(f"# {model}")
-                    linear_shape(kernels, dtype, k, n, args.rounds)
+        linear(kernels, dtype, args.rounds, args.shapes or [])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import Tensor
 from orcinus.errors import ConfigurationError, PlanError
 from orcinus.kernels import AttentionBatch, AttentionSpec
 from orcinus.kernels.cpu import CpuKernels, NativeBuildError
-from orcinus.kernels.cpu.library import supported
+from orcinus.kernels.cpu.library import runnable, supported
 
 pytestmark = pytest.mark.skipif(not supported(), reason="no native CPU kernels for this processor")
 
@@ -21,7 +21,7 @@ ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
 ROW_COUNTS = [1, 2, 3, 15, 16, 17, 31, 32, 33, 64, 97, 100, 257]
 
 
-@pytest.fixture(scope="module", params=supported())
+@pytest.fixture(scope="module", params=runnable())
 def kernels(request: pytest.FixtureRequest) -> CpuKernels:
     return CpuKernels(request.param)
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from orcinus.kernels import Activation, AttentionBatch, AttentionSpec
-from orcinus.kernels.cpu.library import supported
 from orcinus.kernels.reference import ReferenceKernels
 
 KERNELS = ReferenceKernels()
@@ -76,8 +75,6 @@ def test_wide_linear_gives_a_row_the_same_bits_in_any_company(shape: tuple[int, 
 
 
 @pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="the library's product varies only with AMX")
-# Without AMX oneDNN's blocking doesn't change beyond 32 rows: there is nothing to find.
-@pytest.mark.skipif("amx" not in supported(), reason="oneDNN varies with the number of rows only where it uses AMX")
 def test_the_comparison_of_rows_fails_when_the_tile_is_widened() -> None:
     with pytest.raises(AssertionError):
         assert_rows_keep_their_bits(ReferenceKernels(row_tile=1024), (768, 1280), torch.bfloat16)

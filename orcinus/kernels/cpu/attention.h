@@ -53,6 +53,58 @@ inline Range keys_seen(const AttentionLayer& layer, int64_t position, int64_t co
     return {from, to};
 }
 
+inline Range seen_by_any(const Range* seen, int64_t rows) {
+    Range all = seen[0];
+    for (int64_t r = 1; r < rows; r++) {
+        if (seen[r].from < all.from) all.from = seen[r].from;
+        if (seen[r].to > all.to) all.to = seen[r].to;
+    }
+    return all;
+}
+
+struct AttentionTask {
+    int64_t sequence, kv_head, first_token, tokens;  // tokens counted from the sequence's first new one
+};
+
+// Row r of a task: its token among all, its query head, and the keys that it sees.
+struct QueryRow {
+    int64_t token, head;
+    Range seen;
+};
+
+inline QueryRow query_row(const AttentionLayer& layer, const AttentionTables& tables, const AttentionTask& task, int64_t r) {
+    const int64_t row0 = tables.query_starts[task.sequence], count = tables.query_starts[task.sequence + 1] - row0;
+    const int64_t context = tables.context_lengths[task.sequence], group = layer.num_heads / layer.num_kv_heads;
+    const int64_t token = task.first_token + r / group;
+    return {row0 + token, task.kv_head * group + r % group, keys_seen(layer, context - count + token, context)};
+}
+
+// Which line of head_dim elements of the KV tensors holds a position of the task's sequence and KV head.
+inline int64_t kv_line(const AttentionLayer& layer, const AttentionTables& tables, const AttentionTask& task, int64_t position) {
+    const int32_t* table = tables.block_tables + task.sequence * tables.max_blocks;
+    const int64_t block = table[position / layer.block_size];
+    return (block * layer.num_kv_heads + task.kv_head) * layer.block_size + position % layer.block_size;
+}
+
+// A task's output: each row's weighted sum of values over the total of its weights. `width`: floats from row to row.
+template <class T>
+void store_attention(const AttentionLayer& layer, const AttentionTables& tables, const AttentionData<T>& data,
+                     const AttentionTask& task, const float* sums, int64_t width, const float* totals) {
+    for (int64_t r = 0; r < task.tokens * (layer.num_heads / layer.num_kv_heads); r++) {
+        const QueryRow row = query_row(layer, tables, task, r);
+        T* to = data.out + (row.token * layer.num_heads + row.head) * layer.head_dim;
+        const Vec total = splat(totals[r]);
+        for (int64_t d = 0, left = layer.head_dim; left > 0; d += W, left -= W) {
+            // + 0: keys of weight 0 may have turned a -0 into a 0, so that zeros carry no history.
+            const Vec y = add(div(load(sums + r * width + d), total), zero());
+            if (left >= W)
+                store(to + d, y);
+            else
+                store_first(to + d, y, left);
+        }
+    }
+}
+
 // Work space of one task; all float32, head_dim padded to whole vectors with zeros.
 struct AttentionScratch {
     float *q, *sums, *scores, *keys, *values, *peak, *total;
@@ -74,10 +126,6 @@ struct AttentionScratch {
     }
 };
 
-struct AttentionTask {
-    int64_t sequence, kv_head, first_token, tokens;  // tokens counted from the sequence's first new one
-};
-
 template <class T>
 class AttentionKernel {
   public:
@@ -88,17 +136,13 @@ class AttentionKernel {
           group_(layer.num_heads / layer.num_kv_heads),
           padded_((layer.head_dim + W - 1) / W * W) {}
 
-    void run(const AttentionTask& task) const {
+    void run(const AttentionTask& task, const AttentionTask&) const {
         const int64_t rows = task.tokens * group_;
         const AttentionScratch s = AttentionScratch::take(rows, padded_);
         load_queries(task, s);
-        int64_t from = s.seen[0].from, to = s.seen[0].to;
-        for (int64_t r = 1; r < rows; r++) {
-            if (s.seen[r].from < from) from = s.seen[r].from;
-            if (s.seen[r].to > to) to = s.seen[r].to;
-        }
+        const Range seen = seen_by_any(s.seen, rows);
         const int64_t context = tables_.context_lengths[task.sequence];
-        for (int64_t tile = from / KEYS * KEYS; tile < to; tile += KEYS) {
+        for (int64_t tile = seen.from / KEYS * KEYS; tile < seen.to; tile += KEYS) {
             const int64_t keys = context - tile < KEYS ? context - tile : KEYS;
             load_tile(task, tile, keys, s);
             std::memset(s.scores, 0, rows * KEYS * sizeof(float));
@@ -106,37 +150,29 @@ class AttentionKernel {
             for (int64_t r = 0; r < rows; r++) weigh(r, tile, s);
             fma_product(rows, padded_ / W, keys, s.scores, KEYS, s.values, padded_, s.sums, padded_);
         }
-        store_rows(task, s);
+        store_attention(layer_, tables_, data_, task, s.sums, padded_, s.total);
     }
 
   private:
     // Queries times the scale, as float32; softmax state at its start.
     void load_queries(const AttentionTask& task, const AttentionScratch& s) const {
-        const int64_t row0 = tables_.query_starts[task.sequence];
-        const int64_t count = tables_.query_starts[task.sequence + 1] - row0;
-        const int64_t context = tables_.context_lengths[task.sequence];
-        for (int64_t t = 0; t < task.tokens; t++) {
-            const int64_t token = task.first_token + t;
-            for (int64_t g = 0; g < group_; g++) {
-                const int64_t r = t * group_ + g;
-                const T* from = data_.q + (row0 + token) * data_.q_stride + (task.kv_head * group_ + g) * data_.q_head_stride;
-                for (int64_t d = 0, left = layer_.head_dim; left > 0; d += W, left -= W)
-                    store(s.q + r * padded_ + d, mul(left >= W ? load(from + d) : load_first(from + d, left), splat(layer_.scale)));
-                s.seen[r] = keys_seen(layer_, context - count + token, context);
-                s.peak[r] = -std::numeric_limits<float>::infinity();
-                s.total[r] = 0;
-            }
+        for (int64_t r = 0; r < task.tokens * group_; r++) {
+            const QueryRow row = query_row(layer_, tables_, task, r);
+            const T* from = data_.q + row.token * data_.q_stride + row.head * data_.q_head_stride;
+            for (int64_t d = 0, left = layer_.head_dim; left > 0; d += W, left -= W)
+                store(s.q + r * padded_ + d, mul(left >= W ? load(from + d) : load_first(from + d, left), splat(layer_.scale)));
+            s.seen[r] = row.seen;
+            s.peak[r] = -std::numeric_limits<float>::infinity();
+            s.total[r] = 0;
         }
         std::memset(s.sums, 0, task.tokens * group_ * padded_ * sizeof(float));
     }
 
     // Keys transposed to [head_dim][KEYS], values as [KEYS][head_dim]; zeros for keys past the context.
     void load_tile(const AttentionTask& task, int64_t tile, int64_t keys, const AttentionScratch& s) const {
-        const int32_t* table = tables_.block_tables + task.sequence * tables_.max_blocks;
         for (int64_t first = 0; first < keys; first += W) {
-            const int64_t position = tile + first, some = keys - first < W ? keys - first : W;
-            const int64_t line = (table[position / layer_.block_size] * layer_.num_kv_heads + task.kv_head) * layer_.block_size +
-                                 position % layer_.block_size;
+            const int64_t some = keys - first < W ? keys - first : W;
+            const int64_t line = kv_line(layer_, tables_, task, tile + first);
             load_lines(data_.keys + line * layer_.head_dim, data_.values + line * layer_.head_dim, first, some, s);
         }
     }
@@ -192,22 +228,6 @@ class AttentionKernel {
         s.peak[r] = peak;
     }
 
-    void store_rows(const AttentionTask& task, const AttentionScratch& s) const {
-        for (int64_t r = 0; r < task.tokens * group_; r++) {
-            const int64_t token = tables_.query_starts[task.sequence] + task.first_token + r / group_;
-            T* to = data_.out + (token * layer_.num_heads + task.kv_head * group_ + r % group_) * layer_.head_dim;
-            const Vec total = splat(s.total[r]);
-            for (int64_t d = 0, left = layer_.head_dim; left > 0; d += W, left -= W) {
-                // + 0: keys of weight 0 may have turned a -0 into a 0, so that zeros carry no history.
-                const Vec y = add(div(load(s.sums + r * padded_ + d), total), zero());
-                if (left >= W)
-                    store(to + d, y);
-                else
-                    store_first(to + d, y, left);
-            }
-        }
-    }
-
     const AttentionLayer& layer_;
     const AttentionTables& tables_;
     const AttentionData<T>& data_;
@@ -229,7 +249,7 @@ inline bool tables_fit(const AttentionLayer& layer, const AttentionTables& table
     return true;
 }
 
-template <class T>
+template <class Kernel, class T>
 void attention(const AttentionLayer& layer, const AttentionTables& tables, const AttentionData<T>& data) {
     const int64_t group = layer.num_heads / layer.num_kv_heads;
     const int64_t tokens_per_task = QUERY_ROWS / group > 1 ? QUERY_ROWS / group : 1;
@@ -248,8 +268,8 @@ void attention(const AttentionLayer& layer, const AttentionTables& tables, const
                 const int64_t left = tables.query_starts[s + 1] - tables.query_starts[s] - t * tokens_per_task;
                 tasks[n++] = {s, head, t * tokens_per_task, left < tokens_per_task ? left : tokens_per_task};
             }
-    const AttentionKernel<T> kernel(layer, tables, data);
-    for_each_task(count, [&](int64_t i) { kernel.run(tasks[i]); });
+    const Kernel kernel(layer, tables, data);
+    for_each_task_ahead(count, [&](int64_t i, int64_t next) { kernel.run(tasks[i], tasks[next < count ? next : i]); });
 }
 
 }  // namespace orcinus

@@ -4,13 +4,22 @@
 #include <unistd.h>
 
 #include "attention.h"
+#include "attention_pairs.h"
 #include "linear.h"
 #include "parallel.h"
 #include "rows.h"
+#include "tiles.h"
 #if defined(__AMX_BF16__)
 #include <sys/syscall.h>
-
+#endif
+#if defined(ORCINUS_TILES)
 #include "linear_amx.h"
+namespace bfloat16 = orcinus::amx;
+#define BFLOAT16_PRODUCTS 1
+#elif defined(__AVX512BF16__)
+#include "linear_pairs.h"
+namespace bfloat16 = orcinus::pairs;
+#define BFLOAT16_PRODUCTS 1
 #endif
 
 using namespace orcinus;
@@ -25,6 +34,14 @@ template <class F>
 auto with_dtype(int64_t dtype, const F& f) {
     return dtype == FLOAT32 ? f(float{}) : f(bf16{});
 }
+
+#if defined(__AVX512BF16__)
+template <class T>
+using AttentionKernelFor = std::conditional_t<std::is_same_v<T, bf16>, PairAttentionKernel, AttentionKernel<T>>;
+#else
+template <class T>
+using AttentionKernelFor = AttentionKernel<T>;
+#endif
 
 template <Activation KIND, class T>
 void apply(bool gate, const T* x, const Rows& shape, T* out) {
@@ -44,8 +61,8 @@ void orcinus_use_threads(void* parallel_for, void* num_threads) {
 }
 
 int64_t orcinus_packed_elements(int64_t dtype, int64_t out_features, int64_t in_features) {
-#if defined(__AMX_BF16__)
-    if (dtype == BFLOAT16) return amx::packed_elements(out_features, in_features);
+#if defined(BFLOAT16_PRODUCTS)
+    if (dtype == BFLOAT16) return bfloat16::packed_elements(out_features, in_features);
 #endif
     return with_dtype(dtype, [&](auto t) { return panel_elements<decltype(t)>(out_features, in_features); });
 }
@@ -57,9 +74,9 @@ void orcinus_pack(int64_t dtype, const void* weight, int64_t row_stride, int64_t
     const uintptr_t first = (start + page - 1) / page * page, end = (start + packed_bytes) / page * page;
     // Advice only: a refusal costs speed, nothing else.
     if (first < end) (void)madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
-#if defined(__AMX_BF16__)
+#if defined(BFLOAT16_PRODUCTS)
     if (dtype == BFLOAT16)
-        return amx::pack(static_cast<const bf16*>(weight), row_stride, out_features, in_features, static_cast<bf16*>(packed));
+        return bfloat16::pack(static_cast<const bf16*>(weight), row_stride, out_features, in_features, static_cast<bf16*>(packed));
 #endif
     with_dtype(dtype, [&](auto t) {
         using T = decltype(t);
@@ -78,8 +95,8 @@ int32_t orcinus_linear(int64_t dtype, int64_t out_dtype, const void* x, const vo
     }
     with_dtype(out_dtype, [&](auto t) {
         using Out = decltype(t);
-#if defined(__AMX_BF16__)
-        amx::Product<Out>(static_cast<const bf16*>(x), static_cast<const bf16*>(packed), shape, static_cast<Out*>(out)).run();
+#if defined(BFLOAT16_PRODUCTS)
+        bfloat16::Product<Out>(static_cast<const bf16*>(x), static_cast<const bf16*>(packed), shape, static_cast<Out*>(out)).run();
 #else
         linear_fma(static_cast<const bf16*>(x), static_cast<const bf16*>(packed), shape, static_cast<Out*>(out));
 #endif
@@ -162,7 +179,7 @@ int32_t orcinus_attention(int64_t dtype, const AttentionLayer* layer, const void
     if (!tables_fit(*layer, tables, tokens, num_blocks)) return BAD_INDEX;
     with_dtype(dtype, [&](auto t) {
         using T = decltype(t);
-        attention(*layer, tables,
+        attention<AttentionKernelFor<T>>(*layer, tables,
                   AttentionData<T>{static_cast<const T*>(q), q_stride, layer->head_dim, static_cast<const T*>(keys),
                                    static_cast<const T*>(values), static_cast<T*>(out)});
     });

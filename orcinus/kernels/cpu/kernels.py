@@ -11,7 +11,7 @@ from torch import Tensor
 
 from orcinus.errors import ConfigurationError, PlanError
 from orcinus.kernels import Activation, AttentionBatch, AttentionSpec, PackedLinear
-from orcinus.kernels.cpu.library import NativeBuildError, load, supported
+from orcinus.kernels.cpu.library import NativeBuildError, load, runnable
 
 # As in kernels.cpp.
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
@@ -60,15 +60,15 @@ class CpuKernels:
     """Implements `KernelSet` for float32 and bfloat16 on a CPU, plus `linear_float32`.
 
     Args:
-        isa: "amx", "avx512" or "avx2"; the best that the processor offers if None. It is part of `name`, because the
-            instruction set decides the bits.
+        isa: "amx", "avx512bf16", "avx512" or "avx2"; the best that the processor offers if None. It is part of `name`,
+            because the instruction set decides the bits. For tests, "amx-emulated" is AMX's code without its registers.
 
     Raises:
         NativeBuildError: the processor lacks the instruction set, or the library can't be built.
     """
 
     def __init__(self, isa: str | None = None) -> None:
-        offered = supported()
+        offered = runnable()
         if not offered or (isa is not None and isa not in offered):
             raise NativeBuildError(f"this processor doesn't offer {isa or 'AVX2'}; it offers {list(offered) or 'none'}")
         self.isa = isa or offered[0]

@@ -51,13 +51,20 @@ _AVX512 = InstructionSet(
     _AVX2.cpu_flags | {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
     ("-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
 )
+_AVX512_BF16 = InstructionSet(
+    "avx512bf16", _AVX512.cpu_flags | {"avx512_bf16"}, (*_AVX512.compiler_flags, "-mavx512bf16")
+)
 _AMX = InstructionSet(
     "amx",
-    _AVX512.cpu_flags | {"avx512_bf16", "amx_tile", "amx_bf16"},
-    (*_AVX512.compiler_flags, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+    _AVX512_BF16.cpu_flags | {"amx_tile", "amx_bf16"},
+    (*_AVX512_BF16.compiler_flags, "-mamx-tile", "-mamx-bf16"),
+)
+# What is written for AMX with its tiles in plain memory: slow, for tests on processors without them.
+_EMULATED_AMX = InstructionSet(
+    "amx-emulated", _AVX512_BF16.cpu_flags, (*_AVX512_BF16.compiler_flags, "-DORCINUS_EMULATE_TILES")
 )
 # Best first.
-INSTRUCTION_SETS = (_AMX, _AVX512, _AVX2)
+INSTRUCTION_SETS = (_AMX, _AVX512_BF16, _AVX512, _AVX2)
 
 
 @cache
@@ -69,6 +76,12 @@ def supported() -> tuple[str, ...]:
         line = next((line for line in file if line.startswith("flags")), "")
     flags = frozenset(line.partition(":")[2].split())
     return tuple(s.name for s in INSTRUCTION_SETS if s.cpu_flags <= flags and (s is not _AMX or _may_use_tiles()))
+
+
+def runnable() -> tuple[str, ...]:
+    """What can be asked for by name: the supported ones, and emulated AMX where the rest of its instructions exist."""
+    names = supported()
+    return (*names, _EMULATED_AMX.name) if _AVX512_BF16.name in names else names
 
 
 def _may_use_tiles() -> bool:
@@ -85,7 +98,7 @@ def build(isa: str) -> Path:
     Raises:
         NativeBuildError: no compiler, an unknown instruction set, or a compilation that failed.
     """
-    instruction_set = next((s for s in INSTRUCTION_SETS if s.name == isa), None)
+    instruction_set = next((s for s in (*INSTRUCTION_SETS, _EMULATED_AMX) if s.name == isa), None)
     if instruction_set is None:
         raise NativeBuildError(f"no CPU kernels are written for {isa!r}, only for {[s.name for s in INSTRUCTION_SETS]}")
     compiler = shutil.which("g++") or shutil.which("c++")

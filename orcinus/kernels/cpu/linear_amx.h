@@ -7,32 +7,12 @@
 #include <algorithm>
 
 #include "linear.h"
+#include "tiles.h"
 
 namespace orcinus::amx {
 
-constexpr int64_t TILE = 16, STEP = 32, PANEL = 32;
+constexpr int64_t PANEL = 32;
 constexpr int64_t STEP_ELEMENTS = PANEL * STEP;  // of one panel: two tiles, 2 KiB
-
-// Written here because gcc 12's _tile_loadconfig claims to read 8 of its 64 bytes, and its loads clobber no memory.
-#define AMX_LOAD(tile, from, stride) \
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(from), "r"(static_cast<int64_t>(stride)) : "memory")
-#define AMX_STORE(tile, to, stride) \
-    __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(to), "r"(static_cast<int64_t>(stride)) : "memory")
-#define AMX_ZERO(tile) __asm__ volatile("tilezero %tmm" #tile)
-#define AMX_DOT(sum, a, b) __asm__ volatile("tdpbf16ps %tmm" #b ", %tmm" #a ", %tmm" #sum)
-
-// Tiles 0-3 hold sums (0, 1 of the first row tile, 2, 3 of the second), 4 and 5 rows of x, 6 and 7 weights.
-inline void configure(int64_t rows_first, int64_t rows_second) {
-    alignas(64) uint8_t config[64] = {1};
-    const int64_t rows[8] = {rows_first, rows_first, rows_second, rows_second, rows_first, rows_second, TILE, TILE};
-    for (int i = 0; i < 8; i++) {
-        config[16 + 2 * i] = 64;
-        config[48 + i] = static_cast<uint8_t>(rows[i]);
-    }
-    __asm__ volatile("ldtilecfg %0" ::"m"(config) : "memory");
-}
-
-inline void release() { __asm__ volatile("tilerelease" ::: "memory"); }
 
 inline int64_t packed_elements(int64_t out_features, int64_t in_features) {
     return ceil_div(out_features, PANEL) * ceil_div(in_features, STEP) * STEP_ELEMENTS;
