@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
+
 LIMIT_SECONDS = 60.0
 CTRL_C = "\x03"
 CTRL_D = "\x04"
@@ -50,10 +52,24 @@ class Terminal:
             assert time.monotonic() < deadline, f"{pattern!r} never came; the screen: {self.screen!r}"
             assert self._read(1.0), f"the program left without {pattern!r}; the screen: {self.screen!r}"
 
+    def interrupt_prompt(self, prompt: str) -> None:
+        """Ctrl-C at the prompt, once the program sleeps there.
+
+        A signal between the showing of a prompt and the wait for keys is seen with the next key only: Python's readline
+        module waits without looking for it again. People press Ctrl-C once more; a test would wait for ever.
+        """
+        self.wait_for(prompt)
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while psutil.Process(self.process.pid).status() != psutil.STATUS_SLEEPING:
+            assert time.monotonic() < deadline, f"the program never waits; the screen: {self.screen!r}"
+            time.sleep(0.01)
+        self.type(CTRL_C)
+
     def finish(self) -> int:
         """Read to the end; the exit status."""
-        while self._read(LIMIT_SECONDS):
-            pass
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while self._read(1.0):
+            assert time.monotonic() < deadline, f"the program never left; the screen: {self.screen!r}"
         return self.process.wait(LIMIT_SECONDS)
 
     def _read(self, seconds: float) -> bool:

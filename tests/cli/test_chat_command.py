@@ -134,11 +134,9 @@ class TestInATerminal:
             screen.type("What is 12 + 7?\n")
             size = int(screen.wait_for(r"prompt (\d+)\n")[1])
             assert size > told(tiny.url, "What is 12 + 7?")[1][0]
-            screen.wait_for(PROMPT)
-            screen.type(CTRL_C)
+            screen.interrupt_prompt(PROMPT)
             screen.wait_for("Ctrl-C again leaves")
-            screen.wait_for(PROMPT)
-            screen.type(CTRL_C)
+            screen.interrupt_prompt(PROMPT)
             assert screen.finish() == 0
 
     def test_a_second_ctrl_c_after_a_stopped_answer_leaves(self, tiny: RealServer) -> None:
@@ -148,8 +146,7 @@ class TestInATerminal:
             screen.wait_for("Once upon")
             screen.type(CTRL_C)
             screen.wait_for("stopped")
-            screen.wait_for(PROMPT)
-            screen.type(CTRL_C)
+            screen.interrupt_prompt(PROMPT)
             assert screen.finish() == 0
 
     def test_an_engine_killed_in_mid_answer_changes_nothing(self, tiny: RealServer) -> None:

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.slow
 
 def test_a_recorded_hour_in_small_replays_to_the_same_decisions(tmp_path: Path) -> None:
     recording = tmp_path / "run.jsonl"
-    server = start(str(MODEL), "--port", "0", "--threads", "1", "--record", str(recording), "--kv-cache-gib", "0.01")
+    # However slow the machine, nobody is turned away: all must be on the record.
+    options = ["--threads", "1", "--record", str(recording), "--kv-cache-gib", "0.01", "--max-queue-seconds", "600"]
+    server = start(str(MODEL), "--port", "0", *options)
     url = url_of(server)
     threads = [threading.Thread(target=ask, args=(url, number)) for number in range(24)]
     for thread in threads:
