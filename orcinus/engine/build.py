@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 
@@ -40,16 +41,19 @@ MIN_MEASURED_BATCH_TOKENS = 256
 BUDGET_STEP = 32
 
 
-def build_engine(config: EngineConfig, clock: Clock, say: Say = lambda _: None) -> tuple[Engine, EngineDescription]:
+def build_engine(
+    config: EngineConfig, clock: Clock, say: Say = lambda _: None, on_progress: Callable[[], None] | None = None
+) -> tuple[Engine, EngineDescription]:
     """Load and check everything that `config` names.
 
     Args:
         say: told in a line what is being done, for people who wait.
+        on_progress: called whenever a layer is done, by a worker in this process.
 
     Raises:
         ConfigurationError, CheckpointError, MemoryPlanError, BatchVarianceError: what is wrong, and the remedy.
     """
-    workers = _start_workers(config, say)
+    workers = _start_workers(config, say, on_progress)
     try:
         return engine_over(workers, config, clock, say)
     except BaseException:
@@ -57,13 +61,13 @@ def build_engine(config: EngineConfig, clock: Clock, say: Say = lambda _: None) 
         raise
 
 
-def _start_workers(config: EngineConfig, say: Say) -> Workers:
+def _start_workers(config: EngineConfig, say: Say, on_progress: Callable[[], None] | None) -> Workers:
     """In this process if it is one, else in processes of their own, here or on a cluster."""
     own = worker_config(config)
     if config.executor == "ray":
         return _start_on_ray(config, own, say)
     if config.tensor_parallel_size * config.pipeline_parallel_size == 1:
-        return InlineWorkers(own, say)
+        return InlineWorkers(own, say, on_progress)
     return ProcessWorkers.start(own, config.tensor_parallel_size, config.pipeline_parallel_size, say)
 
 

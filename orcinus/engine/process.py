@@ -272,15 +272,15 @@ def main(arguments: list[str]) -> int:
     config = msgspec.json.decode(options["--config"], type=EngineConfig)
     suspects = msgspec.json.decode(options.get("--suspects", "{}"), type=Suspects)
     control: Control = Channel.inherited(int(options["--control"]), msgspec.msgpack.Decoder(OrderToEngine))
+    beat = Beat(Path(options["--beat"]))
     try:
-        engine, description = build_engine(config, MonotonicClock(), _say)
+        engine, description = build_engine(config, MonotonicClock(), _say, beat.beat)
     except SystemFault as fault:
         control.send(Failed(str(fault), exit_code_of(fault)))
         return exit_code_of(fault)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         socket = _listen(context, Path(options["--socket"]))
-        beat = Beat(Path(options["--beat"]))
         control.send(description)
         EngineProcess(engine, socket, control, beat, suspects).run()
     except WorkerDied as fault:

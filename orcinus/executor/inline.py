@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from orcinus.core.plan import IterationPlan, IterationResult
 from orcinus.parallel import Place
@@ -12,15 +13,16 @@ from orcinus.worker.worker import Worker
 
 
 class InlineWorkers:
-    """One worker, loaded here."""
+    """One worker, loaded here. `on_progress` is called whenever a layer is done."""
 
-    def __init__(self, config: WorkerConfig, say: Say) -> None:
+    def __init__(self, config: WorkerConfig, say: Say, on_progress: Callable[[], None] | None = None) -> None:
+        self._on_progress = on_progress
         self._loaded = LoadedWorker.load(config, Place(), Links(), say)
         self.descriptions: list[WorkerDescription] = [self._loaded.description]
 
     def with_memory(self, memory: Memory) -> InlineExecutor:
         """See `Workers`."""
-        return InlineExecutor(self._loaded.with_memory(memory))
+        return InlineExecutor(self._loaded.with_memory(memory, self._on_progress))
 
     def close(self) -> None:
         """Nothing to do."""

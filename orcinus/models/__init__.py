@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,6 +88,7 @@ class Model(Protocol):
         kv: Sequence[tuple[Tensor, Tensor]],
         segments: Tensor | None = None,
         hidden: Tensor | None = None,
+        on_progress: Callable[[], None] | None = None,
     ) -> Tensor:
         """Run tokens through the layers; every row's K and V are written. Never waits for the device.
 
@@ -96,6 +97,7 @@ class Model(Protocol):
             kv: keys and values of each layer.
             segments: int64 [tokens], 0 or 1, where `pair_segments`; None means all 0.
             hidden: what the stage before gave; then tokens and segments don't matter.
+            on_progress: called whenever a part of the work is done, so that slow can be told from hung.
 
         Returns:
             [tokens, hidden_size]: what the heads take, before the final norm, or the next stage.

@@ -128,6 +128,7 @@ class Decoder:
         kv: Sequence[tuple[Tensor, Tensor]],
         segments: Tensor | None = None,
         hidden: Tensor | None = None,
+        on_progress: Callable[[], None] | None = None,
     ) -> Tensor:
         """See `Model.forward`."""
         if hidden is None:
@@ -136,6 +137,8 @@ class Decoder:
         x = hidden
         for layer, layer_kv in zip(self.body.layers, kv, strict=True):
             x = layer(x, batch, layer_kv)
+            if on_progress is not None:
+                on_progress()
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:

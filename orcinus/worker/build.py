@@ -126,8 +126,8 @@ class LoadedWorker:
             device=self.device.type,
         )
 
-    def with_memory(self, memory: Memory) -> Worker:
-        """Take the memory, and be ready for plans."""
+    def with_memory(self, memory: Memory, on_progress: Callable[[], None] | None = None) -> Worker:
+        """Take the memory, and be ready for plans. `on_progress` is called whenever a layer is done."""
         return Worker(
             self.model,
             KVCache(self._kv_shape, memory.num_blocks, self.device),
@@ -137,6 +137,7 @@ class LoadedWorker:
             device=self.device,
             place=self.place,
             links=self.links,
+            on_progress=on_progress,
         )
 
     @property

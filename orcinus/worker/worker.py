@@ -7,7 +7,7 @@ next, and only the first rank of the last stage has something to report.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -61,6 +61,7 @@ class Worker:
     Args:
         place: among the workers that hold the model together.
         links: to the others.
+        on_progress: called whenever a layer is done.
     """
 
     def __init__(
@@ -74,9 +75,11 @@ class Worker:
         device: torch.device,
         place: Place | None = None,
         links: Links | None = None,
+        on_progress: Callable[[], None] | None = None,
     ) -> None:
         self._place = place or Place()
         self._links = links or Links()
+        self._on_progress = on_progress
         self._model = model
         self._kv = kv
         self._block_size = block_size
@@ -115,7 +118,9 @@ class Worker:
     def _run(self, plan: IterationPlan, logs: list[SequenceLog], packed: Packed, watch: _Watch) -> IterationResult:
         """Through the layers, and on: to the next stage, or to the heads."""
         before, times = self._states_before(plan, packed, watch)
-        hidden = self._model.forward(packed.tokens, packed.batch, self._kv.layers, packed.segments, before)
+        hidden = self._model.forward(
+            packed.tokens, packed.batch, self._kv.layers, packed.segments, before, self._on_progress
+        )
         if self._fed_back is not None and packed.samples:
             self._fed_back.expect()
         if self._links.outlet is not None:

@@ -7,7 +7,7 @@ is checked at load: the same prompt through the model's own attention must give 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,10 +73,16 @@ class ForeignDecoder:
         kv: Sequence[tuple[Tensor, Tensor]],
         segments: Tensor | None = None,
         hidden: Tensor | None = None,
+        on_progress: Callable[[], None] | None = None,
     ) -> Tensor:
         """See `Model.forward`; states come normed. Waits for the device."""
         assert hidden is None, "a foreign model runs in one piece"
-        return torch.cat([run_tile(self._foreign.plug, tokens, tile) for tile in tiles(batch, kv)])
+        states = []
+        for tile in tiles(batch, kv):
+            states.append(run_tile(self._foreign.plug, tokens, tile))
+            if on_progress is not None:
+                on_progress()
+        return torch.cat(states)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `Model.logits`: the model's own head, whatever it does beyond a product."""
