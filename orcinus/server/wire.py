@@ -14,6 +14,7 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from orcinus.server.errors import JSON, ErrorEnvelope, HttpRefusal, answer_to, new_request_id
+from orcinus.server.hosts import is_loopback
 
 MAX_HEAD_BYTES, MAX_HEADERS = 16 * 1024, 100
 # A message may take so long, and a second more for each thousand bytes of it.
@@ -21,6 +22,8 @@ MESSAGE_SECONDS, MIN_BYTES_PER_SECOND = 10.0, 1000
 # A client that reads nothing for so long has left.
 WRITE_STALL_SECONDS = 60.0
 MAX_CONNECTIONS = 4096
+# Of one address; not of this machine's own, where a proxy may speak for everybody.
+MAX_PEER_CONNECTIONS = 1024
 _CHECK_SECONDS = 1.0
 
 _NOT_HTTP = HttpRefusal(HTTPStatus.BAD_REQUEST, "this is not HTTP/1.1 that can be read")
@@ -61,7 +64,7 @@ class Wire(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take it, unless there are too many."""
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
+        if len(self.connections) > MAX_CONNECTIONS or self._has_too_many():
             self._refuse(_FULL)
         else:
             self._begin_message()
@@ -131,6 +134,13 @@ class Wire(HttpToolsProtocol):
         """It has read."""
         self._cancel_stall()
         super().resume_writing()
+
+    def _has_too_many(self) -> bool:
+        """This peer. Counted only where it can be: most servers never have so many connections in all."""
+        if len(self.connections) <= MAX_PEER_CONNECTIONS or self.client is None or is_loopback(self.client[0]):
+            return False
+        peers = [other.client for other in self.connections if isinstance(other, Wire)]
+        return sum(peer is not None and peer[0] == self.client[0] for peer in peers) > MAX_PEER_CONNECTIONS
 
     def _begin_message(self) -> None:
         self._message_bytes = 0

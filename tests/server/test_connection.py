@@ -156,3 +156,23 @@ def test_who_doesnt_read_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_too_many_connections_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "MAX_CONNECTIONS", 0)
     refused(answer_to(b""), 503)
+
+
+async def _statuses(*sources: str) -> list[bytes]:
+    """What connections that stay open are answered, one after the other."""
+    async with _server() as port, contextlib.AsyncExitStack() as open_ones:
+        statuses = []
+        for source in sources:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
+            open_ones.callback(writer.close)
+            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            statuses.append((await reader.readline()).split()[1])
+        return statuses
+
+
+def test_one_peer_may_have_only_so_many_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_PEER_CONNECTIONS", 2)
+    here, there = "127.0.0.1", "127.0.0.2"
+    assert asyncio.run(_statuses(here, here, here, there)) == [b"200"] * 4
+    monkeypatch.setattr(wire, "is_loopback", lambda address: False)
+    assert asyncio.run(_statuses(here, here, here, there, there)) == [b"200", b"200", b"503", b"200", b"200"]
