@@ -47,7 +47,7 @@ def write_tokenizer(folder: Path) -> None:
 def ask(address: tuple[str, int], num_tokens: int) -> socket.socket:
     """A connection with its request sent."""
     body = json.dumps({"prompt": [105] * 16, "max_tokens": num_tokens, "ignore_eos": True, "stream": True}).encode()
-    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     head += f"Content-Length: {len(body)}\r\n\r\n"
     connection = socket.create_connection(address)
     connection.sendall(head.encode() + body)
@@ -71,6 +71,7 @@ def run(address: tuple[str, int], streams: int, num_tokens: int, expected: str) 
             assert isinstance(connection, socket.socket)
             data = received[connection]
             data += connection.recv(65536)
+            assert data.startswith(b"HTTP/1.1 200 "), bytes(data[:400])
             if data.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
                 selector.unregister(connection)
                 connection.close()

@@ -26,6 +26,7 @@ from orcinus.engine.process import Control, EngineProcess
 
 SEQUENCES = 256
 FIRST_TOKEN, NUM_TOKENS = 100, 26
+VOCAB_SIZE, MAX_SEQUENCE_TOKENS = 32_000, 4096
 
 
 class NullExecutor:
@@ -51,11 +52,9 @@ class NullExecutor:
         """There is nothing to let go."""
 
 
-def main() -> None:
-    """Serve until told to leave."""
-    options = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
-    config = SchedulerConfig(num_blocks=SEQUENCES * 140, max_batch_tokens=8192, max_batch_size=SEQUENCES)
-    engine = Engine(Core(config), NullExecutor(), MonotonicClock())
+def serve(name: str, executor: NullExecutor, config: SchedulerConfig, options: dict[str, str]) -> None:
+    """Be the engine process that `options` places, until told to leave. `name` stands where a model's would."""
+    engine = Engine(Core(config), executor, MonotonicClock())
     control: Control = Channel.inherited(int(options["--control"]), msgspec.msgpack.Decoder(OrderToEngine))
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.ROUTER)
@@ -63,24 +62,30 @@ def main() -> None:
     socket.bind(f"ipc://{options['--socket']}")
     control.send(
         EngineDescription(
-            model="null",
-            architecture="Null",
+            model=name,
+            architecture=name,
             num_parameters=0,
             dtype="float32",
             device="cpu",
-            fingerprint="null",
-            weights_revision="null",
-            vocab_size=400,
+            fingerprint=name,
+            weights_revision=name,
+            vocab_size=VOCAB_SIZE,
             eos_token_ids=(2,),
-            max_sequence_tokens=2048,
-            max_request_tokens=2048 * SEQUENCES,
-            max_batch_size=SEQUENCES,
-            max_batch_tokens=8192,
+            max_sequence_tokens=MAX_SEQUENCE_TOKENS,
+            max_request_tokens=config.num_blocks * config.block_size,
+            max_batch_size=config.max_batch_size,
+            max_batch_tokens=config.max_batch_tokens,
         )
     )
     EngineProcess(engine, socket, control, Beat(Path(options["--beat"])), Suspects()).run()
     context.destroy(linger=1000)
 
 
+def given_options() -> dict[str, str]:
+    """What the supervisor says, by option."""
+    return dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
+
+
 if __name__ == "__main__":
-    main()
+    room = SchedulerConfig(num_blocks=SEQUENCES * 140, max_batch_tokens=8192, max_batch_size=SEQUENCES)
+    serve("null", NullExecutor(), room, given_options())

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-for folder in ("clients", "server", "text"):
+for folder in ("server", "text"):
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))
 
 from cutting_proxy import cutting_proxy

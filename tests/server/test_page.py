@@ -8,10 +8,7 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,6 +16,7 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
+from real_server import serve_tiny
 from served import serve_fake
 from test_life import engine_pid, events_of
 from tokenizer_files import write_tokenizer
@@ -34,7 +32,6 @@ from orcinus.server.page_api import PAGE_PATHS
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = REPOSITORY / "orcinus" / "server" / "page"
-MODEL = REPOSITORY / "models" / "orcinus-tiny"
 
 
 # ---- the shell
@@ -134,31 +131,12 @@ def test_the_feed_tells_of_another_engine(tmp_path: Path) -> None:
         feed.close()
 
 
-@contextmanager
-def serve_tiny(*options: str) -> Iterator[str]:
-    """The model in the repository behind the real engine; its URL."""
-    command = [sys.executable, "-m", "orcinus.cli", "serve", str(MODEL), "--port", "0", "--threads", "1", *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        said = []
-        for line in process.stderr:
-            said.append(line)
-            if found := re.search(r"Serving on (\S+)", line):
-                break
-        else:
-            raise AssertionError("".join(said))
-        try:
-            yield found[1]
-        finally:
-            process.terminate()
-            process.stderr.read()
-
-
 @pytest.mark.slow
 def test_the_feed_tells_who_was_in_each_iteration_of_the_real_engine() -> None:
     prompts = [list(range(40, 140)), list(range(50, 60)), [33]]
     asked = {"prompt": prompts, "max_tokens": 30, "ignore_eos": True, "n": 2, "return_token_ids": True}
-    with serve_tiny("--max-batch-tokens", "64") as url:
+    with serve_tiny("--max-batch-tokens", "64") as server:
+        url = server.url
         feed = read_feed(url)
         before = next(feed)
         reply = httpx.post(f"{url}/v1/completions", json=asked, timeout=120).json()

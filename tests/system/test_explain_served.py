@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from test_serve import MODEL, start, url_of
+from real_server import MODEL, start, url_of
 
 pytestmark = pytest.mark.slow
 

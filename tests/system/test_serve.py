@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import openai
 import pytest
+from real_server import MODEL, start, url_of
 
 pytestmark = pytest.mark.slow
-REPOSITORY = Path(__file__).parents[2]
-MODEL = REPOSITORY / "models" / "orcinus-tiny"
-
-
-def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "orcinus.cli", "serve", *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-
-
-def url_of(server: subprocess.Popen[str]) -> str:
-    """Read what the server says until it serves."""
-    assert server.stderr is not None
-    said = []
-    for line in server.stderr:
-        said.append(line)
-        found = re.search(r"Serving on (\S+)", line)
-        if found:
-            return found[1]
-    raise AssertionError("the server never served:\n" + "".join(said))
 
 
 @pytest.fixture(scope="module")

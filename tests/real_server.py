@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 MODEL = REPOSITORY / "models" / "orcinus-tiny"
 END_SECONDS = 60
 
@@ -36,19 +36,23 @@ class RealServer:
 @contextmanager
 def serve_tiny(*options: str) -> Iterator[RealServer]:
     """Serve until the block ends; the server must then leave with 0."""
-    command = [sys.executable, "-m", "orcinus.cli", "serve", str(MODEL), "--port", "0", "--threads", "1", *options]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    with process:
+    with start(str(MODEL), "--port", "0", "--threads", "1", *options) as process:
         try:
-            yield RealServer(_url_of(process), process)
+            yield RealServer(url_of(process), process)
         finally:
             process.send_signal(signal.SIGTERM)
             status = process.wait(END_SECONDS)
         assert status == 0
 
 
-def _url_of(process: subprocess.Popen[str]) -> str:
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """`orcinus serve` with these arguments."""
+    command = [sys.executable, "-m", "orcinus.cli", "serve", *arguments]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def url_of(process: subprocess.Popen[str]) -> str:
     """Read what the server says until it serves."""
     assert process.stderr is not None
     said = []
