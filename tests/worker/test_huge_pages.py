@@ -42,7 +42,7 @@ def test_linux_is_asked_for_huge_pages() -> None:
 
 def test_where_the_advice_is_refused_memory_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 1 << 20, raising=False)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="Invalid"):
         mmap.mmap(-1, mmap.PAGESIZE).madvise(1 << 20)
     assert zeros(SHAPE, torch.float32).count_nonzero() == 0
 
