@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from orcinus.core.plan import BlockCopy
+from orcinus.worker.huge_pages import zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +33,9 @@ class KVCache:
     """[layers, 2, blocks, kv_heads, block_size, head_dim]; `layers` are the (keys, values) views of each layer."""
 
     def __init__(self, shape: KVShape, num_blocks: int, device: torch.device) -> None:
-        self._data = torch.zeros(
-            shape.num_layers,
-            2,
-            num_blocks,
-            shape.num_kv_heads,
-            shape.block_size,
-            shape.head_dim,
-            dtype=shape.dtype,
-            device=device,
-        )
+        sizes = (shape.num_layers, 2, num_blocks, shape.num_kv_heads, shape.block_size, shape.head_dim)
+        on_cpu = device.type == "cpu"
+        self._data = zeros(sizes, shape.dtype) if on_cpu else torch.zeros(sizes, dtype=shape.dtype, device=device)
         self.dtype = shape.dtype
         self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self._data]
 
