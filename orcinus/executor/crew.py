@@ -1,4 +1,4 @@
-"""Workers that run apart from the engine: plans go to the first stage, results come from the last, and they end together.
+"""Workers that run apart from the engine: plans go to the first stage, results come from the last, they end together.
 How the death of one is looked for, and what it is put down to, its kind of worker knows."""
 
 from __future__ import annotations
