@@ -4,7 +4,7 @@ have proven. Where they live, and how one is ended there, is somebody else's bus
 from __future__ import annotations
 
 import contextlib
-import socket
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -17,8 +17,8 @@ from orcinus.executor.frames import Frames
 from orcinus.executor.joining import JOIN_SECONDS, Greeting, Invitation, Team, to_driver
 from orcinus.executor.messages import FromWorker, WorkerFailed
 from orcinus.parallel import TIMEOUT_SECONDS, Place, places
-from orcinus.parallel.handshake import DRIVER, Address, Channel, Hello, Listener, close_all, make_secret
-from orcinus.parallel.shared import with_timeout
+from orcinus.parallel.credentials import Credentials, issue
+from orcinus.parallel.handshake import DRIVER, Address, Channel, Hello, Listener, close_all
 from orcinus.worker.build import Say, WorkerConfig, WorkerDescription, check_layout
 
 
@@ -41,7 +41,7 @@ Launch = Callable[[list[bytes]], Hosts]
 class RemoteWorker(Reporter):
     """One of them."""
 
-    def __init__(self, place: Place, reports: socket.socket) -> None:
+    def __init__(self, place: Place, reports: ssl.SSLSocket) -> None:
         super().__init__(place, reports)
         self.pid = 0
         self.address: Address = ("", 0)
@@ -61,29 +61,20 @@ class RemoteWorker(Reporter):
     @property
     def is_gone(self) -> bool:
         """It hung up without last words."""
-        if self._has_failed or self.frames.has_message:
-            return False
-        try:
-            return not self.frames.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        return not self._has_failed and self.frames.is_at_end
 
 
 class NetworkWorkers(Crew[RemoteWorker]):
     """Implements `Workers`, and with memory `Executor`."""
 
-    def __init__(self, hosts: Hosts, grid: Sequence[Place], ends: Mapping[Hello, socket.socket], say: Say) -> None:
+    def __init__(self, hosts: Hosts, grid: Sequence[Place], ends: Mapping[Hello, ssl.SSLSocket], say: Say) -> None:
         super().__init__(
             [RemoteWorker(place, ends[Hello(Channel.REPORTS, place.index, DRIVER)]) for place in grid],
-            [
-                Frames(with_timeout(ends[Hello(Channel.PLANS, place.index, DRIVER)], TIMEOUT_SECONDS))
-                for place in grid
-                if place.is_first
-            ],
+            [Frames(ends[Hello(Channel.PLANS, place.index, DRIVER)]) for place in grid if place.is_first],
             say,
         )
+        for plans in self._plans:
+            plans.socket.settimeout(TIMEOUT_SECONDS)
         self._hosts = hosts
         self._ends = list(ends.values())
 
@@ -102,11 +93,11 @@ class NetworkWorkers(Crew[RemoteWorker]):
         """
         check_layout(config, tensor_size, num_stages)
         grid = places(tensor_size, num_stages)
-        secret = make_secret()
-        listener = Listener(host, secret, DRIVER)
+        credentials = issue([DRIVER, *(place.index for place in grid)])
+        listener = Listener(host, credentials[DRIVER], DRIVER)
         with contextlib.ExitStack() as undo:
             undo.callback(listener.close)
-            hosts = launch([_invitation(secret, listener.address, place) for place in grid])
+            hosts = launch([_invitation(credentials[place.index], listener.address, place) for place in grid])
             undo.callback(hosts.close)
             expected = [hello for place in grid for hello in to_driver(place)]
             ends = listener.accept(expected, JOIN_SECONDS, lambda: _raise(hosts.lost()))
@@ -156,5 +147,5 @@ def _raise(fault: SystemFault | None) -> None:
         raise fault
 
 
-def _invitation(secret: bytes, driver: Address, place: Place) -> bytes:
-    return msgspec.msgpack.encode(Invitation(secret, driver, place))
+def _invitation(own: Credentials, driver: Address, place: Place) -> bytes:
+    return msgspec.msgpack.encode(Invitation(own, driver, place))

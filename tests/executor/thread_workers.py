@@ -73,7 +73,7 @@ class ThreadWorkers:
 
 
 def run_worker(start: Start) -> None:
-    parent = Parent(start.ends.parent)
+    parent = Parent(Frames(socket.socket(fileno=start.ends.parent)))
     try:
         work(start, parent)
     except SystemFault as fault:
