@@ -16,10 +16,11 @@ import msgspec
 from orcinus.core.plan import IterationPlan, IterationResult
 from orcinus.errors import SystemFault
 from orcinus.executor import WorkerDied
+from orcinus.executor.child import Deed
 from orcinus.executor.frames import Frames
 from orcinus.executor.idle import Idle
 from orcinus.executor.messages import Done, FromWorker, Ready, Said, WorkerFailed
-from orcinus.parallel import PeerLost, Place
+from orcinus.parallel import LinkLost, PeerLost, Place, is_cut
 from orcinus.worker.build import Memory, Say, WorkerDescription
 
 # How often to look after the others while nothing comes.
@@ -36,6 +37,8 @@ class Reporter:
     def __init__(self, place: Place, reports: socket.socket) -> None:
         self.place = place
         self.frames = Frames(reports)
+        # Why nothing more comes from it, if it is not an ordinary end.
+        self._error: OSError | None = None
         self._decode = msgspec.msgpack.Decoder(FromWorker).decode
 
     def report(self) -> FromWorker | None:
@@ -46,8 +49,15 @@ class Reporter:
     def _receive(self) -> bytes | None:
         try:
             return self.frames.receive()
-        except OSError:
+        except OSError as error:
+            self._error = error
             return None
+
+    def gone(self) -> WorkerDied:
+        """For one that has gone without last words."""
+        if self._error is not None and is_cut(self._error):
+            return WorkerDied(f"{self.place} is cut off: {self._error}", by_others=True)
+        return WorkerDied(f"{self.place} is gone; its output may say why")
 
 
 Member = TypeVar("Member", bound=Reporter)
@@ -88,7 +98,7 @@ class Crew(ABC, Generic[Member]):
 
     @abstractmethod
     def _culprit(self) -> WorkerDied | None:
-        """Whose end or halt explains that the others miss somebody, as far as is known yet. Doesn't wait."""
+        """What was done to one of them, as far as is known yet. Doesn't wait."""
 
     def idle_shares(self) -> tuple[float, ...]:
         """Of each stage, the share of the time with plans under way in which it had none to work on."""
@@ -108,7 +118,7 @@ class Crew(ABC, Generic[Member]):
             try:
                 rank.send(frame)
             except OSError as error:
-                raise self._cause(WorkerDied(f"a worker takes no plans: {error}")) from error
+                raise self._cause(WorkerDied(f"a worker takes no plans: {error}", by_others=is_cut(error))) from error
 
     def collect(self) -> IterationResult:
         """What the last stage answers. Anything else that a worker says is its end, or another's."""
@@ -153,7 +163,7 @@ class Crew(ABC, Generic[Member]):
         worker = self._talking()
         said = worker.report()
         if said is None:
-            raise self._cause(WorkerDied(f"{worker.place} is gone; its output may say why"))
+            raise self._cause(worker.gone())
         if isinstance(said, WorkerFailed):
             raise self._cause(said.fault())
         if isinstance(said, Said):
@@ -183,4 +193,15 @@ class Crew(ABC, Generic[Member]):
             if (culprit := self._culprit()) is not None:
                 return culprit
             time.sleep(0.01)
-        return fault if isinstance(fault, WorkerDied) else WorkerDied(str(fault))
+        if isinstance(fault, WorkerDied):
+            return fault
+        return self._missing() or WorkerDied(str(fault), by_others=isinstance(fault, LinkLost))
+
+    def _missing(self) -> WorkerDied | None:
+        """Somebody else who has gone without a word, if that can be told."""
+        return None
+
+
+def died_of(place: Place, deed: Deed) -> WorkerDied:
+    """What was done to a worker, as its end."""
+    return WorkerDied(f"{place} {deed.words}", by_others=deed.by_others)

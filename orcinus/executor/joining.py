@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -14,7 +15,7 @@ from orcinus.errors import SystemFault
 from orcinus.executor.frames import Frames
 from orcinus.executor.messages import WorkerFailed
 from orcinus.executor.relay import Relay
-from orcinus.executor.worker_process import Parent, serve
+from orcinus.executor.worker_process import Parent, leave, live_with, serve
 from orcinus.parallel import PeerLost, Place, places
 from orcinus.parallel.credentials import Credentials
 from orcinus.parallel.handshake import DRIVER, Address, Channel, Hello, Listener, close_all, dial
@@ -82,6 +83,13 @@ def to_driver(place: Place) -> list[Hello]:
     """Those of one worker to the driver."""
     channels = (Channel.REPORTS, Channel.PLANS) if place.is_first else (Channel.REPORTS,)
     return [Hello(channel, place.index, DRIVER) for channel in channels]
+
+
+def main(arguments: list[str]) -> int:
+    """`PARENT ADDRESS`, and an invitation as input: what it holds is for no command line."""
+    live_with(int(arguments[0]))
+    be_worker(sys.stdin.buffer.read(), arguments[1])
+    return 0
 
 
 def be_worker(invitation: bytes, host: str) -> None:
@@ -169,3 +177,7 @@ def _by_other(channel: Channel, me: int, ends: Mapping[Hello, ssl.SSLSocket]) ->
 
 def _are_peers(one: Place, other: Place) -> bool:
     return one.stage == other.stage
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))

@@ -29,6 +29,10 @@ class Hosts(Protocol):
         """Who has ended, as far as they know. Doesn't wait."""
         ...
 
+    def culprit(self) -> WorkerDied | None:
+        """Likewise, but only one who was made to."""
+        ...
+
     def close(self) -> None:
         """See that no worker is left."""
         ...
@@ -138,8 +142,10 @@ class NetworkWorkers(Crew[RemoteWorker]):
         return self._hosts.lost()
 
     def _culprit(self) -> WorkerDied | None:
-        gone = [worker.place for worker in self._workers if worker.is_gone]
-        return WorkerDied(f"{gone[0]} is gone; its output on its host may say why") if gone else None
+        return self._hosts.culprit()
+
+    def _missing(self) -> WorkerDied | None:
+        return next((worker.gone() for worker in self._workers if worker.is_gone), None)
 
 
 def _raise(fault: SystemFault | None) -> None:

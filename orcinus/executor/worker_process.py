@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from contextlib import closing, suppress
+from typing import NoReturn
 
 import msgspec
 
@@ -50,11 +51,9 @@ class Parent:
 
 
 def main(arguments: list[str]) -> int:
-    """One argument, a `Start` as JSON: load, report, run plans, leave."""
-    start = msgspec.json.decode(arguments[0], type=Start)
-    _die_with(start.parent_pid)
-    # An interrupt at the terminal is for the parent, which then lets its workers go.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """`PARENT START`, the latter as JSON: load, report, run plans, leave."""
+    live_with(int(arguments[0]))
+    start = msgspec.json.decode(arguments[1], type=Start)
     parent = Parent(Frames(socket.socket(fileno=start.ends.parent)))
     try:
         work(start, parent)
@@ -113,17 +112,22 @@ def _run(worker: Worker, relay: Relay, parent: Parent, *, answers: bool) -> None
             parent.tell(Done(result))
 
 
-def _die_with(parent_pid: int) -> None:
-    """Even if this process stands still then. The parent may be gone already, so look afterwards."""
+def live_with(parent_pid: int) -> None:
+    """Die when it dies, even if this process stands still then; and leave interrupts at the terminal to it."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    # It may be gone already.
     if os.getppid() != parent_pid:
         sys.exit("the process that started this worker is gone")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def leave(code: int) -> NoReturn:
+    """At once: taking a torch process apart in order takes seconds, and the kernel needs no help."""
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    sys.stderr.flush()
-    # Taking a torch process apart in order takes seconds, and the kernel needs no help.
-    os._exit(code)
+    leave(main(sys.argv[1:]))

@@ -12,6 +12,9 @@ from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 
 import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 # Hosts whose clocks differ by less than that still know each other. Connections are made only at the start.
 _VALID = timedelta(days=1)
@@ -59,11 +62,6 @@ def name_of(member: int) -> str:
 
 def issue(members: Collection[int]) -> dict[int, Credentials]:
     """For each member of a new run its own."""
-    # Only who starts a run needs it; who joins one does with the standard library.
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
     authority_key = ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "orcinus run")])
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orcinus.parallel import TIMEOUT_SECONDS, PeerLost, Span
+from orcinus.parallel import TIMEOUT_SECONDS, PeerLost, Span, missed
 from orcinus.parallel.stages import STAGE_SECONDS, Handover, Header, TokenReceiver
 
 # Which call of the group a tensor belongs to, and its bytes: ranks that don't keep step are found out.
@@ -52,7 +52,7 @@ class _Transfer:
         except _NOTHING_YET:
             return
         except OSError as error:
-            raise PeerLost(f"another rank of this stage is gone: {error}") from error
+            raise missed("another rank of this stage is gone", error) from error
 
     def _send(self) -> None:
         try:
@@ -173,7 +173,7 @@ class NetworkOutlet:
             # The head alone would be a packet of its own, and a copy costs less than the encryption.
             self._end.sendall(b"".join((_LENGTH.pack(len(header)), header, _bytes_of(x.contiguous()))))
         except OSError as error:
-            raise PeerLost(f"the next stage is gone: {error}") from error
+            raise missed("the next stage is gone", error) from error
 
 
 class NetworkInlet:
@@ -209,7 +209,7 @@ class NetworkInlet:
                     raise PeerLost("the stage before is gone")
                 view = view[size:]
         except OSError as error:
-            raise PeerLost(f"the stage before is gone or silent: {error}") from error
+            raise missed("the stage before is gone or silent", error) from error
 
 
 def _bytes_of(x: Tensor) -> memoryview:
@@ -233,7 +233,7 @@ class NetworkTokenSender:
             try:
                 end.sendall(_LENGTH.pack(len(frame)) + frame)
             except OSError as error:
-                raise PeerLost(f"a worker of the first stage is gone: {error}") from error
+                raise missed("a worker of the first stage is gone", error) from error
 
 
 class NetworkTokenReceiver(TokenReceiver):
@@ -268,7 +268,7 @@ class NetworkTokenReceiver(TokenReceiver):
         except _NOTHING_YET:
             return False
         except OSError as error:
-            raise PeerLost(f"the worker that samples is gone: {error}") from error
+            raise missed("the worker that samples is gone", error) from error
         if not read:
             raise PeerLost("the worker that samples is gone")
         self._unread += read
