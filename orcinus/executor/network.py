@@ -145,7 +145,11 @@ class NetworkWorkers(Crew[RemoteWorker]):
         return self._hosts.culprit()
 
     def _missing(self) -> WorkerDied | None:
-        return next((worker.gone() for worker in self._workers if worker.is_gone), None)
+        for worker in self._workers:
+            # Read on, for why it ended.
+            if worker.is_gone and worker.report() is None:
+                return worker.gone()
+        return None
 
 
 def _raise(fault: SystemFault | None) -> None:

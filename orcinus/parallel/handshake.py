@@ -19,7 +19,7 @@ from enum import IntEnum
 
 from orcinus.errors import ConfigurationError
 from orcinus.parallel import PeerLost
-from orcinus.parallel.credentials import Credentials, name_of
+from orcinus.parallel.credentials import KEEPALIVE, Credentials, name_of
 
 # Of the driver, who is no worker.
 DRIVER = 0xFFFF
@@ -27,9 +27,6 @@ DRIVER = 0xFFFF
 PROOF_SECONDS = 5.0
 _MAX_STRANGERS = 64
 _LOOK_SECONDS = 0.2
-# A host that is cut off says no farewell: after four silent seconds a connection counts as ended, before an engine that
-# waits for a plan counts as hung. Hosts answer for processes that are busy.
-_KEEPALIVE = ((socket.TCP_KEEPIDLE, 2), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 2))
 _HELLO = struct.Struct("<4sBHH")
 _MAGIC = b"ORC2"
 _WELCOME = b"."
@@ -266,7 +263,7 @@ def _ready(end: ssl.SSLSocket) -> ssl.SSLSocket:
     end.settimeout(None)
     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _KEEPALIVE:
+    for option, value in KEEPALIVE:
         end.setsockopt(socket.IPPROTO_TCP, option, value)
     return end
 
