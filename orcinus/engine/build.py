@@ -76,9 +76,11 @@ def _start_on_ray(config: EngineConfig, own: WorkerConfig, say: Say) -> Workers:
         # An extra, and slow to import.
         from orcinus.executor.ray import start_ray_workers
     except ModuleNotFoundError as error:
-        if error.name != "ray":
+        if error.name not in ("ray", "cryptography"):
             raise
-        raise ConfigurationError("executor is ray, which isn't installed: pip install 'orcinus-llm[ray]'") from error
+        raise ConfigurationError(
+            f"executor is ray, and {error.name} isn't installed: pip install 'orcinus-llm[ray]'"
+        ) from error
     return start_ray_workers(
         own,
         config.tensor_parallel_size,

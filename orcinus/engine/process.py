@@ -40,7 +40,7 @@ from orcinus.engine.messages import (
 from orcinus.engine.timeline import Observer
 from orcinus.errors import InvalidRequest, SystemFault
 from orcinus.executor import WorkerDied
-from orcinus.executor.processes import ProcessWorkers
+from orcinus.executor.crew import Crew
 
 # How long suspects are waited for after an engine's start: their front ends are told of it at once.
 ABSENT_SECONDS = 1.0
@@ -63,7 +63,7 @@ class EngineProcess:
         self._control = control
         self._beat = beat
         # Workers that are processes can die while there is nothing to ask them.
-        self._workers = engine.executor if isinstance(engine.executor, ProcessWorkers) else None
+        self._workers = engine.executor if isinstance(engine.executor, Crew) else None
         self._quarantine = Quarantine(suspects)
         self._started_at = time.monotonic()
         self._decode = msgspec.msgpack.Decoder(ToEngine).decode

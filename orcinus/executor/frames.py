@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 
 _LENGTH = struct.Struct("<I")
-_CHUNK = 256 * 1024
+_CHUNK = 64 * 1024
+_NOTHING_YET = (BlockingIOError, ssl.SSLWantReadError)
 
 
 class Frames:
-    """One end of a stream socket. Belongs to one thread a direction."""
+    """One end of a stream socket. Belongs to one thread a direction, with TLS to one thread."""
 
     def __init__(self, end: socket.socket) -> None:
         self.socket = end
@@ -44,6 +46,23 @@ class Frames:
         frame = bytes(self._unread[_LENGTH.size : end])
         del self._unread[:end]
         return frame
+
+    @property
+    def is_at_end(self) -> bool:
+        """The other side has hung up, and all that it said has been received. Doesn't wait."""
+        if self.has_message:
+            return False
+        self.socket.setblocking(False)
+        try:
+            read = self.socket.recv(_CHUNK)
+        except _NOTHING_YET:
+            return False
+        except OSError:
+            return True
+        finally:
+            self.socket.setblocking(True)
+        self._unread += read
+        return not read
 
     def _end(self) -> int:
         """Where the first message ends, 0 if not even its length is here."""

@@ -4,7 +4,8 @@ others do. From then on it is a worker like any other, over connections instead 
 from __future__ import annotations
 
 import os
-import socket
+import ssl
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -12,11 +13,20 @@ import msgspec
 
 from orcinus.errors import SystemFault
 from orcinus.executor.frames import Frames
-from orcinus.executor.messages import Start, WorkerFailed
-from orcinus.executor.worker_process import Parent, work
+from orcinus.executor.messages import WorkerFailed
+from orcinus.executor.relay import Relay
+from orcinus.executor.worker_process import Parent, leave, live_with, serve
 from orcinus.parallel import PeerLost, Place, places
+from orcinus.parallel.credentials import Credentials
 from orcinus.parallel.handshake import DRIVER, Address, Channel, Hello, Listener, close_all, dial
-from orcinus.parallel.wiring import Ends
+from orcinus.parallel.network import (
+    NetworkGroup,
+    NetworkInlet,
+    NetworkOutlet,
+    NetworkTokenReceiver,
+    NetworkTokenSender,
+)
+from orcinus.parallel.wiring import Links
 from orcinus.worker.build import WorkerConfig
 
 # Others may still be importing torch on a slow machine.
@@ -24,9 +34,9 @@ JOIN_SECONDS = 120.0
 
 
 class Invitation(msgspec.Struct, frozen=True):
-    """All that whoever places a worker has to hand it. Whoever holds `secret` may be one."""
+    """All that whoever places a worker has to hand it. Whoever holds it may be that worker."""
 
-    secret: bytes
+    own: Credentials
     driver: Address
     place: Place
 
@@ -75,6 +85,13 @@ def to_driver(place: Place) -> list[Hello]:
     return [Hello(channel, place.index, DRIVER) for channel in channels]
 
 
+def main(arguments: list[str]) -> int:
+    """`PARENT ADDRESS`, and an invitation as input: what it holds is for no command line."""
+    live_with(int(arguments[0]))
+    be_worker(sys.stdin.buffer.read(), arguments[1])
+    return 0
+
+
 def be_worker(invitation: bytes, host: str) -> None:
     """Join, load, run plans, leave; what goes wrong is told to the driver.
 
@@ -83,88 +100,84 @@ def be_worker(invitation: bytes, host: str) -> None:
         host: this machine's address between the workers.
     """
     invited = msgspec.msgpack.decode(invitation, type=Invitation)
-    ends: dict[Hello, socket.socket] = {}
+    ends: dict[Hello, ssl.SSLSocket] = {}
     try:
-        _meet_driver(invited, ends)
-        with_driver = Parent(os.dup(ends[to_driver(invited.place)[0]].fileno()))
+        for hello in to_driver(invited.place):
+            ends[hello] = dial(invited.driver, hello, invited.own)
     except SystemFault:
         # There is nobody to tell, and whoever placed us sees that we leave.
         close_all(ends.values())
         return
+    reports = Frames(ends[to_driver(invited.place)[0]])
+    parent = Parent(reports)
     try:
-        work(_join(invited, host, ends), with_driver)
+        config = _join(invited, host, reports, ends)
+        relay = _relay(invited.place, ends)
+        serve(config, invited.place, _links(invited.place, ends), relay, parent)
     except (SystemFault, OSError) as fault:
         told = WorkerFailed.of(fault) if isinstance(fault, SystemFault) else WorkerFailed(str(fault))
         with suppress(OSError):
-            with_driver.tell(told)
+            parent.tell(told)
     finally:
         close_all(ends.values())
-        with_driver.close()
 
 
-def _meet_driver(invited: Invitation, ends: dict[Hello, socket.socket]) -> None:
-    for hello in to_driver(invited.place):
-        ends[hello] = dial(invited.driver, hello, invited.secret)
-
-
-def _join(invited: Invitation, host: str, ends: dict[Hello, socket.socket]) -> Start:
-    """Every connection of this worker; `ends` keeps what has not been handed on."""
+def _join(invited: Invitation, host: str, reports: Frames, ends: dict[Hello, ssl.SSLSocket]) -> WorkerConfig:
+    """Make every connection of this worker, and hear what to load."""
     place, me = invited.place, invited.place.index
-    listener = Listener(host, invited.secret, me)
+    listener = Listener(host, invited.own, me)
     try:
-        team = _introduce(ends[Hello(Channel.REPORTS, me, DRIVER)], listener.address)
+        team = _introduce(reports, listener.address)
         mine = [
             hello for hello in connections(place.tensor_size, place.num_stages) if me in (hello.dialer, hello.listener)
         ]
         for hello in mine:
             if hello.dialer == me:
-                ends[hello] = dial(team.addresses[hello.listener], hello, invited.secret)
+                ends[hello] = dial(team.addresses[hello.listener], hello, invited.own)
         ends |= listener.accept([hello for hello in mine if hello.listener == me], JOIN_SECONDS)
     finally:
         listener.close()
-    # Its copy is with the `Parent`; a second one would keep our end from being noticed.
-    ends.pop(Hello(Channel.REPORTS, me, DRIVER)).close()
-    start = Start(team.config, place, _inherited(place, ends), 0, 0.0)
-    ends.clear()
-    return start
+    return team.config
 
 
-def _introduce(reports: socket.socket, address: Address) -> Team:
-    frames = Frames(reports)
-    frames.send(msgspec.msgpack.encode(Joined(address, os.getpid())))
-    frame = frames.receive()
+def _introduce(reports: Frames, address: Address) -> Team:
+    reports.send(msgspec.msgpack.encode(Joined(address, os.getpid())))
+    frame = reports.receive()
     if frame is None:
         raise PeerLost("the driver is gone")
     return msgspec.msgpack.decode(frame, type=Team)
 
 
-def _inherited(place: Place, ends: Mapping[Hello, socket.socket]) -> Ends:
-    """The same table that a worker on one host gets from its parent."""
+def _relay(place: Place, ends: dict[Hello, ssl.SSLSocket]) -> Relay:
+    """The way of the plans, which belongs to its thread from here on."""
     me, before, after = place.index, place.index - place.tensor_size, place.index + place.tensor_size
-    descriptors = {hello: end.detach() for hello, end in ends.items()}
+    incoming = Hello(Channel.PLANS, me, DRIVER if place.is_first else before)
+    return Relay(ends.pop(incoming), ends.pop(Hello(Channel.PLANS, after, me), None))
 
-    def between(channel: Channel, other: int) -> int:
-        return descriptors.get(Hello(channel, max(me, other), min(me, other)), -1)
 
-    def with_all(channel: Channel) -> list[int]:
-        found = {
-            hello.dialer + hello.listener - me: end for hello, end in descriptors.items() if hello.channel is channel
-        }
-        return [found[other] for other in sorted(found)]
-
-    tokens = with_all(Channel.TOKENS)
-    from_driver = descriptors.get(Hello(Channel.PLANS, me, DRIVER), -1)
-    return Ends(
-        over_network=True,
-        plans_in=from_driver if place.is_first else between(Channel.PLANS, before),
-        plans_out=between(Channel.PLANS, after),
-        peers=with_all(Channel.RANKS),
-        states_in=between(Channel.STATES, before),
-        states_out=between(Channel.STATES, after),
-        tokens_in=-1 if place.answers or not tokens else tokens[0],
-        tokens_out=tokens if place.answers else [],
+def _links(place: Place, ends: Mapping[Hello, ssl.SSLSocket]) -> Links:
+    """The same that a worker on one host makes of what it inherits."""
+    me, before, after = place.index, place.index - place.tensor_size, place.index + place.tensor_size
+    states_in, states_out = ends.get(Hello(Channel.STATES, me, before)), ends.get(Hello(Channel.STATES, after, me))
+    ranks, tokens = _by_other(Channel.RANKS, me, ends), _by_other(Channel.TOKENS, me, ends)
+    return Links(
+        group=NetworkGroup(place.tensor_rank, ranks) if ranks else None,
+        inlet=NetworkInlet(states_in) if states_in else None,
+        outlet=NetworkOutlet(states_out) if states_out else None,
+        tokens_in=NetworkTokenReceiver(*tokens) if tokens and not place.answers else None,
+        tokens_out=NetworkTokenSender(tokens) if tokens and place.answers else None,
     )
+
+
+def _by_other(channel: Channel, me: int, ends: Mapping[Hello, ssl.SSLSocket]) -> list[ssl.SSLSocket]:
+    """All of a channel, by the index of who is at the other end."""
+    found = {hello.dialer + hello.listener - me: end for hello, end in ends.items() if hello.channel is channel}
+    return [found[other] for other in sorted(found)]
 
 
 def _are_peers(one: Place, other: Place) -> bool:
     return one.stage == other.stage
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))

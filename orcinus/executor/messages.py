@@ -14,7 +14,7 @@ from orcinus.errors import (
     SystemFault,
 )
 from orcinus.executor import WorkerDied
-from orcinus.parallel import PeerLost, Place
+from orcinus.parallel import LinkLost, PeerLost, Place
 from orcinus.parallel.wiring import Ends
 from orcinus.worker.build import Memory, WorkerConfig, WorkerDescription
 
@@ -25,7 +25,6 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
     config: WorkerConfig
     place: Place
     ends: Ends
-    parent_pid: int
     spin_seconds: float
 
 
@@ -68,6 +67,7 @@ _FAULTS: dict[str, type[SystemFault]] = {
     "memory": MemoryPlanError,
     "batch_variance": BatchVarianceError,
     "plan": PlanError,
+    "link": LinkLost,
     "peer": PeerLost,
 }
 

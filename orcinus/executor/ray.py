@@ -12,13 +12,16 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import msgspec
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orcinus.errors import ConfigurationError
 from orcinus.executor import WorkerDied
-from orcinus.executor.joining import be_worker
+from orcinus.executor.attendant import Attendant, own_address
+from orcinus.executor.child import Deed
+from orcinus.executor.crew import died_of
 from orcinus.executor.network import NetworkWorkers
 from orcinus.parallel import Place, places
 from orcinus.worker.build import Say, WorkerConfig, check_layout
@@ -30,14 +33,6 @@ _ANSWER_SECONDS = 30.0
 _LEAVE_SECONDS = 3.0
 # One logical core reserves a worker's room on a node. It is told its threads, so the number limits nothing.
 _ROOM = {"CPU": 1.0}
-
-
-class RayWorker:
-    """The actor."""
-
-    def run(self, invitation: bytes) -> None:
-        """Be a worker to the end, listening on this node's address in the cluster."""
-        be_worker(invitation, _own_address())
 
 
 def start_ray_workers(
@@ -75,7 +70,7 @@ def start_ray_workers(
             undo.pop_all()
             return hosts
 
-        return NetworkWorkers.over(config, tensor_size, num_stages, say, host=_own_address(), launch=launch)
+        return NetworkWorkers.over(config, tensor_size, num_stages, say, host=own_address(), launch=launch)
 
 
 class RayHosts:
@@ -89,8 +84,17 @@ class RayHosts:
 
     def lost(self) -> WorkerDied | None:
         """See `Hosts`."""
-        ended, _ = ray.wait(list(self._places), num_returns=1, timeout=0)
-        return _loss(self._places[ended[0]], ended[0]) if ended else None
+        left = next(iter(self._ended()), None)
+        words = "has left; its output on its host may say why"
+        return self.culprit() or (None if left is None else WorkerDied(f"{left} {words}"))
+
+    def culprit(self) -> WorkerDied | None:
+        """See `Hosts`."""
+        return next((died for died in self._ended().values() if died is not None), None)
+
+    def _ended(self) -> dict[Place, WorkerDied | None]:
+        ended, _ = ray.wait(list(self._places), num_returns=len(self._places), timeout=0)
+        return {self._places[run]: _end(self._places[run], run) for run in ended}
 
     def close(self) -> None:
         """Those who haven't left in time are killed, and Ray forgets the rest."""
@@ -102,26 +106,21 @@ class RayHosts:
         ray.shutdown()
 
 
-def _loss(place: Place, run: Any) -> WorkerDied:
-    """What Ray knows of an end."""
+def _end(place: Place, run: Any) -> WorkerDied | None:
+    """What Ray knows of an end; None if the worker has left by itself."""
     try:
-        ray.get(run)
+        deed = msgspec.msgpack.decode(ray.get(run), type=Deed | None)
     except ray.exceptions.RayError as error:
-        return WorkerDied(f"{place} is gone: {' '.join(str(error).split())}")
-    return WorkerDied(f"{place} has left; its output on its host may say why")
+        # The actor runs nothing but a wait, so no request is to blame.
+        return WorkerDied(f"{place} is gone: {' '.join(str(error).split())}", by_others=True)
+    return None if deed is None else died_of(place, deed)
 
 
 def _actor(group: PlacementGroup, index: int) -> Any:
     """Ray's handle, whose types promise nothing."""
     where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
-    kind: Any = ray.remote(RayWorker)
+    kind: Any = ray.remote(Attendant)
     return kind.options(num_cpus=0, max_restarts=0, scheduling_strategy=where).remote()
-
-
-def _own_address() -> str:
-    """This node's in the cluster."""
-    ask: Any = ray.util.get_node_ip_address
-    return str(ask())
 
 
 def _connect() -> None:

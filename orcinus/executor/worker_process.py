@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from contextlib import closing, suppress
+from typing import NoReturn
 
 import msgspec
 
@@ -16,18 +17,19 @@ from orcinus.errors import SystemFault
 from orcinus.executor.frames import Frames
 from orcinus.executor.messages import Done, FromWorker, Ready, Said, Start, WorkerFailed
 from orcinus.executor.relay import Relay
+from orcinus.parallel import Place
 from orcinus.parallel.wiring import Links
-from orcinus.worker.build import LoadedWorker, Memory
+from orcinus.worker.build import LoadedWorker, Memory, WorkerConfig
 from orcinus.worker.worker import Worker
 
 PR_SET_PDEATHSIG = 1
 
 
 class Parent:
-    """The socket to the process that started this one."""
+    """The way to who started this worker, wherever he is."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._frames = Frames(socket.socket(fileno=descriptor))
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
         self._encode = msgspec.msgpack.Encoder().encode
 
     def tell(self, message: FromWorker) -> None:
@@ -49,12 +51,10 @@ class Parent:
 
 
 def main(arguments: list[str]) -> int:
-    """One argument, a `Start` as JSON: load, report, run plans, leave."""
-    start = msgspec.json.decode(arguments[0], type=Start)
-    _die_with(start.parent_pid)
-    # An interrupt at the terminal is for the parent, which then lets its workers go.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = Parent(start.ends.parent)
+    """`PARENT START`, the latter as JSON: load, report, run plans, leave."""
+    live_with(int(arguments[0]))
+    start = msgspec.json.decode(arguments[1], type=Start)
+    parent = Parent(Frames(socket.socket(fileno=start.ends.parent)))
     try:
         work(start, parent)
     except SystemFault as fault:
@@ -73,25 +73,34 @@ def work(start: Start, parent: Parent) -> None:
     Raises:
         SystemFault: it can't go on.
     """
-    ends, place = start.ends, start.place
+    ends = start.ends
     relay = Relay(
         socket.socket(fileno=ends.plans_in), socket.socket(fileno=ends.plans_out) if ends.plans_out >= 0 else None
     )
+    with closing(Links.open(ends, start.place, start.spin_seconds)) as links:
+        serve(start.config, start.place, links, relay, parent)
+
+
+def serve(config: WorkerConfig, place: Place, links: Links, relay: Relay, parent: Parent) -> None:
+    """Load, report, take memory, run plans.
+
+    Raises:
+        SystemFault: it can't go on.
+    """
 
     def say(line: str) -> None:
         # All of them would say the same.
         if place.index == 0:
             parent.tell(Said(line))
 
-    with closing(Links.open(ends, place, start.spin_seconds)) as links:
-        loaded = LoadedWorker.load(start.config, place, links, say)
-        parent.tell(loaded.description)
-        memory = parent.memory()
-        if memory is None:
-            return
-        worker = loaded.with_memory(memory)
-        parent.tell(Ready())
-        _run(worker, relay, parent, answers=place.answers)
+    loaded = LoadedWorker.load(config, place, links, say)
+    parent.tell(loaded.description)
+    memory = parent.memory()
+    if memory is None:
+        return
+    worker = loaded.with_memory(memory)
+    parent.tell(Ready())
+    _run(worker, relay, parent, answers=place.answers)
 
 
 def _run(worker: Worker, relay: Relay, parent: Parent, *, answers: bool) -> None:
@@ -103,17 +112,22 @@ def _run(worker: Worker, relay: Relay, parent: Parent, *, answers: bool) -> None
             parent.tell(Done(result))
 
 
-def _die_with(parent_pid: int) -> None:
-    """Even if this process stands still then. The parent may be gone already, so look afterwards."""
+def live_with(parent_pid: int) -> None:
+    """Die when it dies, even if this process stands still then; and leave interrupts at the terminal to it."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    # It may be gone already.
     if os.getppid() != parent_pid:
         sys.exit("the process that started this worker is gone")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def leave(code: int) -> NoReturn:
+    """At once: taking a torch process apart in order takes seconds, and the kernel needs no help."""
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    sys.stderr.flush()
-    # Taking a torch process apart in order takes seconds, and the kernel needs no help.
-    os._exit(code)
+    leave(main(sys.argv[1:]))

@@ -6,6 +6,7 @@ A *stage* holds some of the layers; the workers of a stage, its *tensor ranks*, 
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,23 @@ TIMEOUT_SECONDS = 10.0
 
 class PeerLost(SystemFault):
     """A worker waits for another one that has gone or stands still."""
+
+
+class LinkLost(PeerLost):
+    """The network to it is cut: not even its host answers."""
+
+
+_CUT = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
+
+
+def is_cut(error: OSError) -> bool:
+    """It is the network's word about a connection, not the other side's."""
+    return error.errno in _CUT
+
+
+def missed(words: str, error: OSError) -> PeerLost:
+    """What `error` on a connection to another worker means."""
+    return (LinkLost if is_cut(error) else PeerLost)(f"{words}: {error}")
 
 
 @dataclass(frozen=True, slots=True)

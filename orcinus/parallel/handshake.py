@@ -1,17 +1,15 @@
-"""Connections between hosts, each proven by both sides before it is used: whoever doesn't hold the run's secret gets
-nothing, and nothing that he says is read but one message of fixed size.
+"""Connections between hosts, each proven by both sides before it is used, and encrypted from then on.
 
-A proof is an HMAC over both sides' fresh nonces and over what the connection is for, so one that was captured fits no
-other connection. It holds for the beginning of a stream: what follows is neither sealed nor encrypted.
+TLS 1.3, in which either side shows a certificate of this run: a stranger gets no further, and nothing else that he says
+is read. Inside, the dialer says what the connection is for. He must be who he says, and be expected for just that.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hmac
 import ipaddress
-import secrets
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -21,20 +19,17 @@ from enum import IntEnum
 
 from orcinus.errors import ConfigurationError
 from orcinus.parallel import PeerLost
+from orcinus.parallel.credentials import KEEPALIVE, Credentials, name_of
 
 # Of the driver, who is no worker.
 DRIVER = 0xFFFF
-SECRET_BYTES = 32
 # Somebody who connects and says nothing is sent away, and keeps nobody waiting meanwhile.
 PROOF_SECONDS = 5.0
 _MAX_STRANGERS = 64
 _LOOK_SECONDS = 0.2
-# A host that is cut off says no farewell: after about ten silent seconds a connection counts as ended.
-_KEEPALIVE = ((socket.TCP_KEEPIDLE, 4), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
-_NONCE_BYTES = 32
-_PROOF_BYTES = 32
 _HELLO = struct.Struct("<4sBHH")
-_MAGIC = b"ORC1"
+_MAGIC = b"ORC2"
+_WELCOME = b"."
 
 Address = tuple[str, int]
 
@@ -62,23 +57,22 @@ class Hello:
         return _HELLO.pack(_MAGIC, self.channel, self.dialer, self.listener)
 
 
-def make_secret() -> bytes:
-    """A new one, for one run."""
-    return secrets.token_bytes(SECRET_BYTES)
-
-
-def dial(address: Address, hello: Hello, secret: bytes) -> socket.socket:
+def dial(address: Address, hello: Hello, own: Credentials) -> ssl.SSLSocket:
     """A proven connection.
 
     Raises:
-        PeerLost: nobody is there, or he doesn't know the secret.
+        PeerLost: nobody is there, or he is another, or doesn't expect us.
     """
     try:
-        end = socket.create_connection(address, PROOF_SECONDS)
+        plain = socket.create_connection(address, PROOF_SECONDS)
     except OSError as error:
         raise PeerLost(f"can't reach {address[0]} port {address[1]}: {error}") from error
+    end = own.to_dial().wrap_socket(plain, do_handshake_on_connect=False, server_hostname=name_of(hello.listener))
     try:
-        _prove_as_dialer(end, hello, secret)
+        end.do_handshake()
+        end.sendall(hello.pack())
+        # The other side judges us after our half of the handshake is done.
+        _read(end, len(_WELCOME))
     except (OSError, _NotProven) as error:
         end.close()
         raise PeerLost(f"{address[0]} port {address[1]} is not of this run, or gone: {error}") from error
@@ -96,8 +90,8 @@ class Listener:
         ConfigurationError: `host` is no single address of this machine.
     """
 
-    def __init__(self, host: str, secret: bytes, me: int) -> None:
-        self._secret = secret
+    def __init__(self, host: str, own: Credentials, me: int) -> None:
+        self._context = own.to_listen()
         self._me = me
         self._socket = _listen(host)
         name = self._socket.getsockname()
@@ -106,7 +100,7 @@ class Listener:
 
     def accept(
         self, expected: Collection[Hello], seconds: float, look: Callable[[], None] = lambda: None
-    ) -> dict[Hello, socket.socket]:
+    ) -> dict[Hello, ssl.SSLSocket]:
         """All of them, then nobody any more: the port is closed, whatever happens.
 
         Args:
@@ -145,10 +139,10 @@ class Listener:
             return
         threading.Thread(target=self._prove, args=(end, arrivals), name="handshake", daemon=True).start()
 
-    def _prove(self, end: socket.socket, arrivals: _Arrivals) -> None:
+    def _prove(self, plain: socket.socket, arrivals: _Arrivals) -> None:
+        end = self._context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
         try:
-            end.settimeout(PROOF_SECONDS)
-            hello = _prove_as_listener(end, self._me, self._secret, arrivals)
+            hello = _prove_as_listener(end, self._me, arrivals)
             if not arrivals.add(hello, _ready(end)):
                 self._reject(end)
         except (OSError, _NotProven):
@@ -170,7 +164,7 @@ class _Arrivals:
     """Who has come; shared by the threads that look into papers."""
 
     expected: set[Hello]
-    found: dict[Hello, socket.socket] = field(default_factory=dict)
+    found: dict[Hello, ssl.SSLSocket] = field(default_factory=dict)
     _strangers: int = 0
     _closed: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -195,7 +189,7 @@ class _Arrivals:
         with self._lock:
             return hello in self.expected and hello not in self.found
 
-    def add(self, hello: Hello, end: socket.socket) -> bool:
+    def add(self, hello: Hello, end: ssl.SSLSocket) -> bool:
         """False if it has come already, or too late."""
         with self._lock:
             if self._closed or hello in self.found:
@@ -228,34 +222,19 @@ def _listen(host: str) -> socket.socket:
     return end
 
 
-def _prove_as_listener(end: socket.socket, me: int, secret: bytes, arrivals: _Arrivals) -> Hello:
-    """The dialer proves himself first: to a stranger we say nothing but a random number."""
-    nonce = secrets.token_bytes(_NONCE_BYTES)
-    end.sendall(nonce)
-    packed = _read(end, _HELLO.size)
-    theirs = _read(end, _NONCE_BYTES)
-    proof = _read(end, _PROOF_BYTES)
-    spoken = nonce + theirs + packed
-    if not hmac.compare_digest(proof, _proof(secret, b"dialer", spoken)):
-        raise _NotProven("wrong proof")
-    hello = _unpack(packed)
+def _prove_as_listener(end: ssl.SSLSocket, me: int, arrivals: _Arrivals) -> Hello:
+    """Who comes shows his certificate, and is told nothing before he has said what for."""
+    # For the whole of it: a byte every few seconds is no answer.
+    end.settimeout(PROOF_SECONDS)
+    end.do_handshake()
+    hello = _unpack(_read(end, _HELLO.size))
+    shown = end.getpeercert() or {}
+    if ("DNS", name_of(hello.dialer)) not in shown.get("subjectAltName", ()):
+        raise _NotProven("another's name")
     if hello.listener != me or not arrivals.awaits(hello):
         raise _NotProven("not expected here")
-    end.sendall(_proof(secret, b"listener", spoken))
+    end.sendall(_WELCOME)
     return hello
-
-
-def _prove_as_dialer(end: socket.socket, hello: Hello, secret: bytes) -> None:
-    theirs = _read(end, _NONCE_BYTES)
-    nonce = secrets.token_bytes(_NONCE_BYTES)
-    spoken = theirs + nonce + hello.pack()
-    end.sendall(hello.pack() + nonce + _proof(secret, b"dialer", spoken))
-    if not hmac.compare_digest(_read(end, _PROOF_BYTES), _proof(secret, b"listener", spoken)):
-        raise _NotProven("wrong proof")
-
-
-def _proof(secret: bytes, role: bytes, spoken: bytes) -> bytes:
-    return hmac.digest(secret, role + spoken, "sha256")
 
 
 def _unpack(packed: bytes) -> Hello:
@@ -279,12 +258,12 @@ def _read(end: socket.socket, size: int) -> bytes:
     return read
 
 
-def _ready(end: socket.socket) -> socket.socket:
+def _ready(end: ssl.SSLSocket) -> ssl.SSLSocket:
     """Blocking, without delay, and noticing that the other host is gone."""
     end.settimeout(None)
     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _KEEPALIVE:
+    for option, value in KEEPALIVE:
         end.setsockopt(socket.IPPROTO_TCP, option, value)
     return end
 

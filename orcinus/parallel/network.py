@@ -1,5 +1,7 @@
 """Collectives and links of workers on several hosts: the same calls as on one host, with the tensors in the stream.
 
+The connections are those of `handshake`, so all of it is encrypted; each belongs to one thread.
+
 Ranks are joined each with each, and add up themselves, in the order of ranks: the sums have the bits that shared memory
 gives. Numbers go as they lie in memory, little-endian.
 """
@@ -7,7 +9,7 @@ gives. Numbers go as they lie in memory, little-endian.
 from __future__ import annotations
 
 import select
-import socket
+import ssl
 import struct
 import time
 from collections.abc import Sequence
@@ -19,22 +21,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orcinus.parallel import TIMEOUT_SECONDS, PeerLost, Span
-from orcinus.parallel.shared import receive, with_timeout
+from orcinus.parallel import TIMEOUT_SECONDS, PeerLost, Span, missed
 from orcinus.parallel.stages import STAGE_SECONDS, Handover, Header, TokenReceiver
 
 # Which call of the group a tensor belongs to, and its bytes: ranks that don't keep step are found out.
 _CALL = struct.Struct("<QQ")
 _LENGTH = struct.Struct("<I")
 _MAX_HEADER_BYTES = 4096
-_CHUNK = 256 * 1024
+_CHUNK = 64 * 1024
+_NOTHING_YET = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 @dataclass(slots=True)
 class _Transfer:
     """What still has to go to a peer and to come from it."""
 
-    peer: socket.socket
+    peer: ssl.SSLSocket
     outgoing: memoryview
     incoming: memoryview
 
@@ -47,22 +49,22 @@ class _Transfer:
         try:
             self._send()
             self._receive()
-        except BlockingIOError:
+        except _NOTHING_YET:
             return
         except OSError as error:
-            raise PeerLost(f"another rank of this stage is gone: {error.strerror}") from error
+            raise missed("another rank of this stage is gone", error) from error
 
     def _send(self) -> None:
         try:
             while self.outgoing:
-                self.outgoing = self.outgoing[self.peer.send(self.outgoing, socket.MSG_DONTWAIT) :]
-        except BlockingIOError:
+                self.outgoing = self.outgoing[self.peer.send(self.outgoing) :]
+        except _NOTHING_YET:
             # Both sides may have more to say than fits between them, so look what has come.
             return
 
     def _receive(self) -> None:
         while self.incoming:
-            size = self.peer.recv_into(self.incoming, 0, socket.MSG_DONTWAIT)
+            size = self.peer.recv_into(self.incoming)
             if not size:
                 raise PeerLost("another rank of this stage is gone")
             self.incoming = self.incoming[size:]
@@ -75,10 +77,12 @@ class NetworkGroup:
         peers: a connection to each other rank, by rank.
     """
 
-    def __init__(self, rank: int, peers: Sequence[socket.socket]) -> None:
+    def __init__(self, rank: int, peers: Sequence[ssl.SSLSocket]) -> None:
         self.rank = rank
         self.size = len(peers) + 1
         self._peers = list(peers)
+        for peer in self._peers:
+            peer.setblocking(False)
         self._calls = 0
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -157,26 +161,27 @@ def _complete(transfers: Sequence[_Transfer]) -> None:
 class NetworkOutlet:
     """The end of a link at which states leave. A stage is ahead by what fits into the buffers of the connection."""
 
-    def __init__(self, end: socket.socket) -> None:
-        self._end = with_timeout(end, STAGE_SECONDS)
+    def __init__(self, end: ssl.SSLSocket) -> None:
+        self._end = end
+        self._end.settimeout(STAGE_SECONDS)
         self._encode = msgspec.msgpack.Encoder().encode
 
     def send(self, epoch: int, iteration: int, x: Tensor, times: tuple[float, ...]) -> None:
         """See `Outlet`."""
         header = self._encode(Header(epoch, iteration, 0, len(x), times))
         try:
-            # The head alone would be a packet of its own.
-            self._end.sendall(_LENGTH.pack(len(header)) + header, socket.MSG_MORE)
-            self._end.sendall(_bytes_of(x.contiguous()))
+            # The head alone would be a packet of its own, and a copy costs less than the encryption.
+            self._end.sendall(b"".join((_LENGTH.pack(len(header)), header, _bytes_of(x.contiguous()))))
         except OSError as error:
-            raise PeerLost(f"the next stage is gone: {error.strerror}") from error
+            raise missed("the next stage is gone", error) from error
 
 
 class NetworkInlet:
     """The end at which they come in."""
 
-    def __init__(self, end: socket.socket) -> None:
-        self._end = with_timeout(end, STAGE_SECONDS)
+    def __init__(self, end: ssl.SSLSocket) -> None:
+        self._end = end
+        self._end.settimeout(STAGE_SECONDS)
         self._decode = msgspec.msgpack.Decoder(Header).decode
 
     def receive(
@@ -203,10 +208,8 @@ class NetworkInlet:
                 if not size:
                     raise PeerLost("the stage before is gone")
                 view = view[size:]
-        except BlockingIOError as error:
-            raise PeerLost("another worker has said nothing for too long") from error
         except OSError as error:
-            raise PeerLost(f"the stage before is gone: {error.strerror}") from error
+            raise missed("the stage before is gone or silent", error) from error
 
 
 def _bytes_of(x: Tensor) -> memoryview:
@@ -217,8 +220,10 @@ def _bytes_of(x: Tensor) -> memoryview:
 class NetworkTokenSender:
     """Tells the workers of the first stage what was sampled."""
 
-    def __init__(self, ends: Sequence[socket.socket]) -> None:
-        self._ends = [with_timeout(end, STAGE_SECONDS) for end in ends]
+    def __init__(self, ends: Sequence[ssl.SSLSocket]) -> None:
+        self._ends = list(ends)
+        for end in self._ends:
+            end.settimeout(STAGE_SECONDS)
         self._encode = msgspec.msgpack.Encoder().encode
 
     def send(self, epoch: int, tokens: Sequence[tuple[int, int, int]]) -> None:
@@ -228,37 +233,46 @@ class NetworkTokenSender:
             try:
                 end.sendall(_LENGTH.pack(len(frame)) + frame)
             except OSError as error:
-                raise PeerLost(f"a worker of the first stage is gone: {error.strerror}") from error
+                raise missed("a worker of the first stage is gone", error) from error
 
 
 class NetworkTokenReceiver(TokenReceiver):
     """The other end."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: ssl.SSLSocket) -> None:
         super().__init__(end)
+        end.setblocking(False)
         self._unread = bytearray()
 
     def take(self) -> tuple[int, NDArray[np.uint32]] | None:
         """See `TokenReceiver`."""
-        try:
-            while not self._has_message:
-                self._add(self._end.recv(_CHUNK, socket.MSG_DONTWAIT))
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            raise PeerLost(f"the worker that samples is gone: {error.strerror}") from error
+        while not self._has_message:
+            if not self._read_some():
+                return None
         return self._next()
 
     def wait(self) -> tuple[int, NDArray[np.uint32]]:
         """See `TokenReceiver`."""
+        poller = select.poll()
+        poller.register(self._end, select.POLLIN)
         while not self._has_message:
-            self._add(receive(self._end, _CHUNK))
+            # Look first: what has been decrypted already doesn't show on the connection.
+            if not self._read_some() and not poller.poll(STAGE_SECONDS * 1000):
+                raise PeerLost("another worker has said nothing for too long")
         return self._next()
 
-    def _add(self, read: bytes) -> None:
+    def _read_some(self) -> bool:
+        """Whether there was something."""
+        try:
+            read = self._end.recv(_CHUNK)
+        except _NOTHING_YET:
+            return False
+        except OSError as error:
+            raise missed("the worker that samples is gone", error) from error
         if not read:
             raise PeerLost("the worker that samples is gone")
         self._unread += read
+        return True
 
     @property
     def _has_message(self) -> bool:

@@ -12,13 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from orcinus.parallel import Place, TensorGroup, places
-from orcinus.parallel.network import (
-    NetworkGroup,
-    NetworkInlet,
-    NetworkOutlet,
-    NetworkTokenReceiver,
-    NetworkTokenSender,
-)
+from orcinus.parallel.network import NetworkInlet, NetworkOutlet, NetworkTokenSender
 from orcinus.parallel.shared import SharedGroup, group_bytes, make_memory
 from orcinus.parallel.stages import LINK_BYTES, Inlet, Outlet, TokenReceiver, TokenSender
 
@@ -34,10 +28,8 @@ class Ends(msgspec.Struct, kw_only=True):
         states_in: from the stage before, with `memory_in`; likewise to the next.
         tokens_in: sampled tokens, from the worker that samples.
         tokens_out: sampled tokens, to those who embed.
-        over_network: all of them are connections between hosts, and there is no memory.
     """
 
-    over_network: bool = False
     parent: int = -1
     plans_in: int = -1
     plans_out: int = -1
@@ -138,7 +130,7 @@ def _pair(kind: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """A worker's side of the wiring, but for its parent and its plans."""
+    """A worker's way to the others, on its host or on several, but for its parent and its plans."""
 
     group: TensorGroup | None = None
     inlet: Inlet | NetworkInlet | None = None
@@ -159,15 +151,6 @@ class Links:
 
         peers, tokens_out = take(*ends.peers), take(*ends.tokens_out)
         states_in, states_out, tokens_in = take(ends.states_in), take(ends.states_out), take(ends.tokens_in)
-        if ends.over_network:
-            return cls(
-                group=NetworkGroup(place.tensor_rank, peers) if peers else None,
-                inlet=NetworkInlet(*states_in) if states_in else None,
-                outlet=NetworkOutlet(*states_out) if states_out else None,
-                tokens_in=NetworkTokenReceiver(*tokens_in) if tokens_in else None,
-                tokens_out=NetworkTokenSender(tokens_out) if tokens_out else None,
-                sockets=tuple(sockets),
-            )
         return cls(
             group=SharedGroup(place.tensor_rank, ends.group_memory, peers, spin_seconds) if peers else None,
             inlet=Inlet(ends.memory_in, *states_in) if states_in else None,

@@ -30,6 +30,9 @@ class ThreadHosts:
     def lost(self) -> WorkerDied | None:
         return None if all(thread.is_alive() for thread in self.threads) else WorkerDied("a thread has ended")
 
+    def culprit(self) -> WorkerDied | None:
+        return None
+
     def close(self) -> None:
         for thread in self.threads:
             thread.join(20)

@@ -45,19 +45,20 @@ def answered(engine: Engine) -> dict[str, object]:
     return {"tokens": sorted([*key, answer] for key, answer in tokens.items()), "journal": decided}
 
 
-def kill(config: EngineConfig, *, idle: bool) -> dict[str, object]:
-    """Kill the last worker, and wait for what is said of it."""
+def hurt(config: EngineConfig, number: signal.Signals, *, idle: bool) -> dict[str, object]:
+    """Kill or stop the last worker, and wait for what is said of it."""
     engine, workers = start(config)
     if not idle:
         for request in greedy(8, max_tokens=1500):
             engine.add(request)
         for _ in range(20):
             engine.step()
-    os.kill(workers.pids[-1], signal.SIGKILL)
+    os.kill(workers.pids[-1], number)
     killed = time.monotonic()
     with pytest.raises(WorkerDied) as died:
         go_on(engine, workers, idle=idle)
-    found = {"words": str(died.value), "seconds": time.monotonic() - killed, "pids": workers.pids}
+    found = {"words": str(died.value), "by_others": died.value.by_others, "pids": workers.pids}
+    found["seconds"] = time.monotonic() - killed
     engine.close()
     return found
 
@@ -98,7 +99,9 @@ def main(what: str, model: str, tensor_size: str, num_stages: str) -> None:
         case "answer":
             found = answer(config)
         case "kill" | "kill-idle":
-            found = kill(config, idle=what == "kill-idle")
+            found = hurt(config, signal.SIGKILL, idle=what == "kill-idle")
+        case "stop":
+            found = hurt(config, signal.SIGSTOP, idle=False)
         case "wait":
             found = wait(config)
         case "refused":

@@ -86,6 +86,9 @@ class NoHosts:
     def lost(self) -> WorkerDied | None:
         return WorkerDied("nobody is there")
 
+    def culprit(self) -> WorkerDied | None:
+        return None
+
     def close(self) -> None:
         """There is nothing."""
 

@@ -67,13 +67,16 @@ def test_two_nodes_decide_and_answer_as_one_worker_does(
     wait_until(lambda: all(map(is_gone, found["pids"])))
 
 
-@pytest.mark.parametrize(("what", "layout"), [("kill", (2, 1)), ("kill", (1, 2)), ("kill-idle", (1, 2))])
-def test_a_worker_that_is_killed_is_named_and_takes_the_others_along(
+@pytest.mark.parametrize(
+    ("what", "layout"), [("kill", (2, 1)), ("kill", (1, 2)), ("kill-idle", (1, 2)), ("stop", (1, 2))]
+)
+def test_a_worker_that_is_killed_or_stopped_is_named_and_takes_the_others_along(
     what: str, layout: tuple[int, int], cluster: Environment, random_llama: Path
 ) -> None:
     found = driven(cluster, what, random_llama, layout)
     assert "worker 1 " in found["words"]
-    assert "gone" in found["words"]
+    assert ("was stopped" if what == "stop" else "was ended by SIGKILL") in found["words"]
+    assert found["by_others"], "no request is to blame"
     print(f"{what} {layout}: noticed after {found['seconds']:.3f} s: {found['words']}")
     wait_until(lambda: all(map(is_gone, found["pids"])))
 

@@ -36,7 +36,7 @@ class ThreadWorkers:
         self._threads = []
         self.frames: list[bytes] = []
         for place in places(config.tensor_parallel_size, config.pipeline_parallel_size):
-            start = Start(worker_config(config), place, self._wiring.ends[place.index], 0, 0.0)
+            start = Start(worker_config(config), place, self._wiring.ends[place.index], 0.0)
             # Its own from here on.
             self._wiring.ends[place.index] = Ends()
             self._threads.append(threading.Thread(target=run_worker, args=(start,), daemon=True))
@@ -73,7 +73,7 @@ class ThreadWorkers:
 
 
 def run_worker(start: Start) -> None:
-    parent = Parent(start.ends.parent)
+    parent = Parent(Frames(socket.socket(fileno=start.ends.parent)))
     try:
         work(start, parent)
     except SystemFault as fault:

@@ -1,8 +1,8 @@
-"""Sums and links over TCP: the bits of shared memory, the words of the links on one host, and the same complaints."""
+"""Sums and links over TLS: the bits of shared memory, the words of the links on one host, and the same complaints."""
 
 from __future__ import annotations
 
-import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +16,8 @@ from test_shared import added, parts
 from torch import Tensor
 
 from orcinus.parallel import PeerLost, Span, network
+from orcinus.parallel.credentials import issue
+from orcinus.parallel.handshake import Channel, Hello, Listener, dial
 from orcinus.parallel.network import (
     NetworkGroup,
     NetworkInlet,
@@ -24,14 +26,16 @@ from orcinus.parallel.network import (
     NetworkTokenSender,
 )
 
-Ends = tuple[socket.socket, socket.socket]
+Ends = tuple[ssl.SSLSocket, ssl.SSLSocket]
+MEMBERS = issue([0, 1])
 
 
 def connection() -> Ends:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        one = socket.create_connection(server.getsockname())
-        other, _ = server.accept()
-    return one, other
+    listener, hello = Listener("127.0.0.1", MEMBERS[0], 0), Hello(Channel.STATES, 1, 0)
+    with ThreadPoolExecutor(1) as pool:
+        dialed = pool.submit(dial, listener.address, hello, MEMBERS[1])
+        (taken,) = listener.accept([hello], 20).values()
+        return dialed.result(), taken
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def ends() -> Iterator[Ends]:
 
 @contextmanager
 def group(size: int) -> Iterator[list[NetworkGroup]]:
-    peers: list[list[socket.socket]] = [[] for _ in range(size)]
+    peers: list[list[ssl.SSLSocket]] = [[] for _ in range(size)]
     for rank in range(size):
         for other in range(rank + 1, size):
             here, there = connection()
@@ -132,7 +136,7 @@ def test_states_of_another_iteration_are_not_taken(ends: Ends) -> None:
 def test_neighbours_that_have_gone_or_stand_still_are_noticed(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "STAGE_SECONDS", 0.05)
     outlet, inlet = NetworkOutlet(ends[0]), NetworkInlet(ends[1])
-    with pytest.raises(PeerLost, match="said nothing"):
+    with pytest.raises(PeerLost, match="silent"):
         inlet.receive(0, 0, 1, 8, torch.float32)
     with pytest.raises(PeerLost, match="next stage is gone"):
         outlet.send(0, 0, torch.ones(2**15, 2**10), ())
