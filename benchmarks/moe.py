@@ -25,6 +25,7 @@ from orcinus.kernels import KernelSet, cpu
 from orcinus.kernels.reference import ReferenceKernels
 from orcinus.layers.mlp import GatedMlp
 from orcinus.layers.moe import MoeMlp, Router
+from orcinus.parallel import Alone, Span
 
 PEERS = ("grouped_mm", "batched_mm", "eager")
 # Copies of weights that batched_mm gathers for each token grow past the memory of a small machine.
@@ -108,7 +109,8 @@ def _layer(block: Qwen3MoeSparseMoeBlock, kernels: KernelSet, top_k: int) -> Moe
     pairs = zip(block.experts.gate_up_proj.detach(), block.experts.down_proj.detach(), strict=True)
     experts = (GatedMlp(kernels, kernels.pack(up, None), kernels.pack(down, None), "silu") for up, down in pairs)
     gate = kernels.pack(block.gate.weight.detach(), None)
-    return MoeMlp(Router(kernels, gate, top_k, normalise_weights=True), tuple(experts))
+    router, every = Router(kernels, gate, top_k, normalise_weights=True), Span.whole(len(block.experts.down_proj))
+    return MoeMlp(router, tuple(experts), every, Alone())
 
 
 def _rates(seconds: list[float], tokens: int) -> str:

@@ -265,8 +265,10 @@ async def inject(
             case "kill" | "crash" | "stop":
                 number = {"kill": signal.SIGKILL, "crash": signal.SIGSEGV, "stop": signal.SIGSTOP}[kind]
                 injected[kind] += server.hurt(number, rng)
-                # Let it come back: an engine that isn't there can't be hurt.
+                # Let it come back: an engine that isn't there can't be hurt, one that never gets to work serves nobody.
                 await asyncio.sleep(rng.uniform(0.5, 2.5))
+                while rng.random() < 0.9 and not await asyncio.to_thread(server.is_ready):
+                    await asyncio.sleep(0.5)
 
 
 async def run(server: Server, arguments: argparse.Namespace) -> list[str]:

@@ -32,4 +32,4 @@ def _check_sequence(sequence: Sequence, state: SchedulerState) -> None:
     known = sequence.num_tokens + sequence.num_pending
     assert 0 <= sequence.num_computed <= sequence.num_scheduled <= known
     assert len(sequence.table.blocks) >= blocks_for(sequence.num_scheduled, state.config.block_size)
-    assert sequence.in_flight <= 1 + state.config.lookahead
+    assert sequence.in_flight <= state.config.pieces_in_flight

@@ -22,6 +22,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_batch_tokens: token budget of an iteration.
         max_batch_size: most sequences in one plan.
         num_stages: pipeline stages; as many plans of disjoint batches are in flight (Orca's n_workers).
+        even_plans: a plan takes one stage's part of the work only, so that all stages have some (see `shares`). Off
+            here, as Algorithm 1 has it and recordings from before; an engine turns it on.
         lookahead: 1 lets a decoding sequence be scheduled again before its token is back.
         enable_prefix_caching: blocks with equal beginnings are found and shared (SYSTEMS.md §3). Off here, as in
             recordings from before there was a cache and as Algorithm 1 has it; an engine turns it on.
@@ -40,6 +42,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_tokens: int = 512
     max_batch_size: int = 64
     num_stages: int = 1
+    even_plans: bool = False
     lookahead: Literal[0, 1] = 0
     admission: AdmissionName = "on_demand"
     policy: str = "fcfs"
@@ -78,6 +81,11 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     def plans_in_flight(self) -> int:
         """Most plans submitted and not yet collected."""
         return self.num_stages + self.lookahead
+
+    @property
+    def pieces_in_flight(self) -> int:
+        """Most plans in flight with work for one sequence: a prompt's may be as many as there are stages."""
+        return max(1 + self.lookahead, self.num_stages if self.even_plans else 1)
 
     @property
     def max_running(self) -> int:

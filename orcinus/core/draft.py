@@ -68,12 +68,14 @@ class Draft:
         prefill_left: tokens for prompts still, so that the iteration takes as long as it should.
         limit_left: tokens for prompts still, whatever it takes.
         pads: best effort decodes out of `prefill_left`: nothing was set aside for it.
+        decodes_left: sequences that may decode still; None for as many as fit.
     """
 
     slots_left: int
     prefill_left: int
     limit_left: int
     pads: bool = False
+    decodes_left: int | None = None
     num_decodes: int = 0
     num_prefilled: int = 0
     entries: list[Entry] = field(default_factory=list)
@@ -88,6 +90,8 @@ class Draft:
         """Tokens that `sequence` may run."""
         request = sequence.request
         if is_decode:
+            if self.decodes_left == 0:
+                return 0
             pads = self.pads and request.service_class is ServiceClass.BESTEFFORT
             return min(1, self.prefill_left) if pads else 1
         # What can't be cut may take longer than an iteration should: once, alone.
@@ -97,6 +101,8 @@ class Draft:
         """`sequence` is about to run so many tokens of its budget."""
         if is_decode:
             self.num_decodes += 1
+            if self.decodes_left is not None:
+                self.decodes_left -= 1
             if not self.pads or sequence.request.service_class is not ServiceClass.BESTEFFORT:
                 return
         else:

@@ -8,10 +8,9 @@ from orcinus.core.pace import TokenBudget
 from orcinus.core.plan import IterationPlan
 from orcinus.core.request import ServiceClass
 from orcinus.core.sequence import Sequence, SequenceGroup, SequenceState
+from orcinus.core.shares import Runnable, Share, in_turns
 from orcinus.core.state import SchedulerState
 from orcinus.core.victims import Victims
-
-Runnable = list[tuple[SequenceGroup, Sequence]]
 
 
 class Planner:
@@ -25,19 +24,23 @@ class Planner:
         self._budget = TokenBudget(
             state.pace, config.max_batch_tokens, config.block_size, config.target_iteration_seconds
         )
+        self._evens = config.even_plans and config.num_stages > 1
         self._num_evicted = 0
 
     def schedule(self, now: float) -> IterationPlan | None:
         """The next plan, or None if nothing can run."""
         self._queues.refresh(now)
         self._displace(now)
-        runnable = [
+        due = [
             (group, sequence)
             for group in self._queues.running
             for sequence in group.sequences
-            if self._may_run(sequence)
+            if self._is_due(sequence)
         ]
+        runnable = [each for each in due if self._may_run(each[1])]
         draft = self._new_draft(runnable)
+        if self._evens:
+            runnable = self._shared_out(draft, due, runnable)
         for group, sequence in runnable:
             if draft.slots_left == 0:
                 break
@@ -70,6 +73,15 @@ class Planner:
             pads=pads,
         )
 
+    def _shared_out(self, draft: Draft, due: Runnable, runnable: Runnable) -> Runnable:
+        """Leave the other stages their part, and serve those first who waited for theirs."""
+        config, queues = self._state.config, self._queues
+        newcomers = queues.waiting[: config.max_running - queues.num_running]
+        share = Share.of(config, (sequence for _, sequence in due), newcomers)
+        draft.decodes_left = share.decodes
+        draft.prefill_left = min(draft.prefill_left, share.prefill)
+        return in_turns(runnable, share.decodes, pads=draft.pads)
+
     def _num_decodes(self, runnable: Runnable, *, pads: bool) -> int:
         """Tokens to set aside: one for each decoding sequence that gets a slot.
 
@@ -84,15 +96,23 @@ class Planner:
         )
         return min(decodes, slots)
 
-    def _may_run(self, sequence: Sequence) -> bool:
-        """Something is missing, and no plan in flight forbids another (look-ahead 0: none may have it)."""
+    def _is_due(self, sequence: Sequence) -> bool:
+        """Something is missing that a plan could run."""
         return (
             sequence.state is SequenceState.RUNNING
-            and sequence.in_flight <= self._state.config.lookahead
             and sequence.num_missing > 0
             and sequence.wants_more()
             and (sequence.is_forked or sequence.num_computed > 0 or self._leads(sequence))
         )
+
+    def _may_run(self, sequence: Sequence) -> bool:
+        """No plan in flight forbids another (look-ahead 0: none may have it).
+
+        Pieces of a prompt may follow each other through the stages: the next one needs the KV of the one before only
+        where that has been.
+        """
+        config = self._state.config
+        return sequence.in_flight < (config.pieces_in_flight if sequence.num_missing > 1 else 1 + config.lookahead)
 
     def _leads(self, sequence: Sequence) -> bool:
         return self._state.group_of(sequence).leader() is sequence

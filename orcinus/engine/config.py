@@ -100,6 +100,7 @@ class EngineConfig:
             max_batch_tokens=max_batch_tokens,
             max_batch_size=self.max_batch_size,
             num_stages=self.pipeline_parallel_size,
+            even_plans=True,
             lookahead=self.lookahead,
             enable_prefix_caching=self.enable_prefix_caching,
             admission=self.admission,

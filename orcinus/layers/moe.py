@@ -5,7 +5,8 @@ and memory grow with tokens · top_k. The router's own scores [tokens, experts] 
 and an expert axis. No token is dropped, and an expert that no token picked is not touched.
 
 Promise 2 holds: a token's choice depends on its own scores, an expert's product on the token's row (`kernels`), and
-the sum over a token's experts goes by expert id, in float32, operation by operation.
+the sum over a token's experts goes by expert id, in float32, operation by operation. Where ranks share the experts,
+each adds up its own so, and their sums are added in the order of ranks.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from orcinus.kernels import KernelSet, PackedLinear
 from orcinus.layers.mlp import Mlp
+from orcinus.parallel import Span, TensorGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +64,11 @@ class Router:
 
 @dataclass(frozen=True, slots=True)
 class ExpertTable:
-    """The inverse of the token→expert table. A row is a token's copy for one of its experts.
+    """The inverse of the token→expert table, for some of the experts. A row is a token's copy for one of them.
 
     Args:
-        tokens: int64 [tokens · top_k], each row's token; rows are sorted by expert, then token.
-        rows: int64 [tokens, top_k], where a token's copies are, by expert.
+        tokens: int64 [rows], each row's token; rows are sorted by expert, then token.
+        rows: int64 [tokens, top_k], where a token's copies are, by expert; the row after the last for other experts'.
         counts: rows of each expert.
     """
 
@@ -75,17 +77,18 @@ class ExpertTable:
     counts: list[int]
 
     @classmethod
-    def of(cls, experts: Tensor, num_experts: int) -> ExpertTable:
+    def of(cls, experts: Tensor, mine: Span) -> ExpertTable:
         """Invert `experts` [tokens, top_k] by one stable sort. Waits for the device once, for the counts."""
         choices = experts.flatten()
-        order = choices.argsort(stable=True)
-        rows = torch.empty_like(order)
+        counts: list[int] = choices.bincount(minlength=mine.size).tolist()
+        before, own = sum(counts[: mine.start]), counts[mine.start : mine.stop]
+        order = choices.argsort(stable=True)[before : before + sum(own)]
+        rows = torch.full_like(choices, len(order))
         rows[order] = torch.arange(len(order), device=order.device)
-        counts: list[int] = choices.bincount(minlength=num_experts).tolist()
-        return cls(order // experts.shape[1], rows.view_as(experts), counts)
+        return cls(order // experts.shape[1], rows.view_as(experts), own)
 
     def segments(self) -> Iterator[tuple[int, int, int]]:
-        """(expert, first row, row after the last) of each expert that has rows."""
+        """(place among the experts, first row, row after the last) of each expert that has rows."""
         start = 0
         for expert, count in enumerate(self.counts):
             if count:
@@ -95,16 +98,25 @@ class ExpertTable:
 
 @dataclass(frozen=True, slots=True)
 class MoeMlp:
-    """Σ weight · expert(x) over the experts that the router picks for each token."""
+    """Σ weight · expert(x) over the experts that the router picks for each token.
+
+    Args:
+        experts: those of this rank.
+        mine: which they are.
+        group: the ranks that share them.
+    """
 
     router: Router
     experts: tuple[Mlp, ...]
+    mine: Span
+    group: TensorGroup
 
     def __call__(self, x: Tensor) -> Tensor:
         """[tokens, hidden] → [tokens, hidden]."""
         routing = self.router(x)
-        table = ExpertTable.of(routing.experts, len(self.experts))
-        return _combined(self._expert_rows(x, table), table.rows, routing.weights)
+        table = ExpertTable.of(routing.experts, self.mine)
+        mine = _combined(self._expert_rows(x, table), table.rows, routing.weights)
+        return self.group.all_reduce(mine).to(x.dtype)
 
     @property
     def products(self) -> tuple[PackedLinear, ...]:
@@ -112,8 +124,9 @@ class MoeMlp:
         return (self.router.gate, *(product for expert in self.experts for product in expert.products))
 
     def _expert_rows(self, x: Tensor, table: ExpertTable) -> Tensor:
-        """Each token's copies through their experts, [tokens · top_k, hidden], sorted as in the table."""
-        out = x.new_empty(len(table.tokens), x.shape[1])
+        """Each token's copies through their experts, sorted as in the table, and zeros for those of other ranks."""
+        out = x.new_empty(len(table.tokens) + 1, x.shape[1])
+        out[-1] = 0
         for expert, start, end in table.segments():
             # Gathered expert by expert: a slice of all copies would begin at any alignment, which may show in the bits.
             out[start:end] = self.experts[expert](x.index_select(0, table.tokens[start:end]))
@@ -121,10 +134,10 @@ class MoeMlp:
 
 
 def _combined(copies: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """Sum each token's copies by expert id → [tokens, hidden] in their dtype.
+    """Sum each token's copies by expert id → float32 [tokens, hidden].
 
     Args:
-        copies: [tokens · top_k, hidden].
+        copies: [rows, hidden].
         rows: [tokens, top_k], where a token's copies are.
         weights: float32 [tokens, top_k].
     """
@@ -132,4 +145,4 @@ def _combined(copies: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     for row, weight in zip(rows.unbind(1), weights.unbind(1), strict=True):
         # Product, then sum, each rounded: where one operation fuses both, the scalar tail of a tensor may not.
         total += copies.index_select(0, row).float().mul_(weight[:, None])
-    return total.to(copies.dtype)
+    return total

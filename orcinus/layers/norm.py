@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from orcinus.kernels import KernelSet
+from orcinus.kernels import KernelSet, PackedLinear
+from orcinus.parallel import TensorGroup
 
 
 class Norm(Protocol):
@@ -54,3 +56,34 @@ class AcrossHeads:
     def __call__(self, x: Tensor) -> Tensor:
         """[tokens, heads, head_dim]; x's dtype."""
         return self.norm(x.flatten(1)).view(x.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class AcrossRanks:
+    """`AcrossHeads` of an RMS norm where each rank has some of the heads: squares are added up in the order of ranks.
+
+    Args:
+        norm: this rank's elements of the weight.
+        ones: adds up a row's squares. As a product it gives a row the same bits in any company, which `sum` may not.
+        size: elements that all ranks norm, those that several of them hold counted as often.
+    """
+
+    norm: RmsNorm
+    ones: PackedLinear
+    group: TensorGroup
+    size: int
+
+    @classmethod
+    def of(cls, norm: RmsNorm, group: TensorGroup, size: int) -> AcrossRanks:
+        """Of this rank's part of a norm."""
+        weight = norm.weight
+        ones = torch.ones(1, len(weight), dtype=torch.float32, device=weight.device)
+        return cls(norm, norm.kernels.pack(ones, None), group, size)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[tokens, this rank's heads, head_dim]; x's dtype."""
+        row = x.flatten(1).float()
+        squares = self.group.all_reduce(self.norm.kernels.linear_float32(row.square(), self.ones))
+        # In place from here on; `row` may be x itself.
+        scale = squares.div_(self.size).add_(self.norm.eps).rsqrt_()
+        return (row * scale).mul_(self.norm.weight).to(x.dtype).view(x.shape)

@@ -13,7 +13,7 @@ from orcinus.layers.attention import Attention
 from orcinus.layers.classifier import Classifier
 from orcinus.layers.embedding import Embedding, SomeWords
 from orcinus.layers.mlp import GatedMlp, Mlp, PlainMlp
-from orcinus.layers.norm import AcrossHeads, Norm
+from orcinus.layers.norm import AcrossHeads, AcrossRanks, Norm, RmsNorm
 from orcinus.layers.partial import PartialSum
 from orcinus.layers.residual import Layer, ParallelLayer, PostNormLayer, PreNormLayer, SandwichLayer
 from orcinus.layers.rotary import Rotary
@@ -183,7 +183,7 @@ class Assembler:
         )
 
     def _norm(self, prefix: str, name: str) -> Norm:
-        return self.builder.norm(prefix + name, self.config.hidden_size)
+        return self.builder.norm(prefix + name, Span.whole(self.config.hidden_size))
 
     def _attention(self, index: int, prefix: str) -> Attention:
         config, names, slices = self.config, self.config.family.names, self.slices
@@ -194,8 +194,8 @@ class Assembler:
             spec=self._attention_spec(index),
             qkv=self._qkv(tuple(prefix + name for name in names.qkv)),
             output=self._narrowing(output, slices.heads.times(config.head_dim), bias=config.attention_output_bias),
-            query_norm=self._head_norm(prefix + names.query_norm, config.num_heads) if normed else None,
-            key_norm=self._head_norm(prefix + names.key_norm, config.num_kv_heads) if normed else None,
+            query_norm=self._head_norm(prefix + names.query_norm, slices.heads) if normed else None,
+            key_norm=self._head_norm(prefix + names.key_norm, slices.kv_heads) if normed else None,
             cos_sin=None if rotary is None else self.tables.get(rotary),
             partial=self._partial(output, bias=config.attention_output_bias),
         )
@@ -226,11 +226,15 @@ class Assembler:
         shape = (len(self.slices.heads), 3, self.config.head_dim, *rows.shape[1:])
         return rows.view(shape).transpose(0, 1).flatten(0, 2)
 
-    def _head_norm(self, name: str, num_heads: int) -> Norm:
-        head_dim = self.config.head_dim
-        if self.config.family.norm_across_heads:
-            return AcrossHeads(self.builder.norm(name, num_heads * head_dim))
-        return self.builder.norm(name, head_dim)
+    def _head_norm(self, name: str, heads: Span) -> Norm:
+        head_dim, group = self.config.head_dim, self.slices.group
+        if not self.config.family.norm_across_heads:
+            return self.builder.norm(name, Span.whole(head_dim))
+        norm = self.builder.norm(name, heads.times(head_dim))
+        if group.size == 1:
+            return AcrossHeads(norm)
+        assert isinstance(norm, RmsNorm), "no family norms all heads by their mean"
+        return AcrossRanks.of(norm, group, group.size * len(heads) * head_dim)
 
     def _attention_spec(self, index: int) -> AttentionSpec:
         config = self.config
@@ -247,7 +251,7 @@ class Assembler:
     def _mlp(self, index: int, prefix: str) -> Mlp:
         moe = self.config.moe
         if moe is not None and moe.sparse_layers[index]:
-            return moe_mlp(self.builder, self.config, self.kernels, prefix)
+            return moe_mlp(self.builder, self.config, self.kernels, prefix, self.slices)
         return self._dense_mlp(prefix)
 
     def _dense_mlp(self, prefix: str) -> Mlp:

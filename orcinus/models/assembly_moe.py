@@ -6,14 +6,16 @@ from orcinus.kernels import KernelSet
 from orcinus.layers.mlp import GatedMlp
 from orcinus.layers.moe import MoeMlp, Router
 from orcinus.models.config import ModelConfig
+from orcinus.models.slices import Slices
 from orcinus.models.weights import PartBuilder
 from orcinus.parallel import Span
 
 
-def moe_mlp(builder: PartBuilder, config: ModelConfig, kernels: KernelSet, prefix: str) -> MoeMlp:
-    """The router and the experts of one layer, whose tensors' names begin with `prefix`; each is packed once.
+def moe_mlp(builder: PartBuilder, config: ModelConfig, kernels: KernelSet, prefix: str, slices: Slices) -> MoeMlp:
+    """The router and this rank's experts of one layer, whose tensors' names begin with `prefix`; each is packed once.
 
-    Every rank holds them all, and computes the same."""
+    Every rank holds the router, so that all come to the same choice without a word.
+    """
     moe, names, hidden = config.moe, config.family.experts, config.hidden_size
     assert moe is not None
     assert names is not None
@@ -31,4 +33,5 @@ def moe_mlp(builder: PartBuilder, config: ModelConfig, kernels: KernelSet, prefi
 
     gate = builder.linear((prefix + names.gate,), (Span.whole(moe.num_experts),), Span.whole(hidden), bias=False)
     router = Router(kernels, gate, moe.top_k, moe.normalise_weights)
-    return MoeMlp(router, tuple(expert(number) for number in range(moe.num_experts)))
+    mine = slices.experts
+    return MoeMlp(router, tuple(expert(number) for number in range(mine.start, mine.stop)), mine, slices.group)

@@ -1,7 +1,8 @@
 """What of a model one worker holds: whole layers by stage, and of each layer some heads, columns and words by rank.
 
 The layout is Megatron's: a product that widens is cut by its outputs, the one that narrows again by its inputs, so that
-a layer needs two sums over ranks (SYSTEMS.md, sections 1 and 10).
+a layer needs two sums over ranks (SYSTEMS.md, sections 1 and 10). Experts aren't cut: each rank holds some of them, and
+the same two sums do (section 13).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class Slices:
     Args:
         layers: those of its stage.
         heads: of the queries; `kv_heads` are those that they look at, which several ranks may hold.
-        inner: columns of a dense MLP. Experts are held whole.
+        inner: columns of a dense MLP.
+        experts: each held whole, by one rank of its stage.
         words: rows of the vocabulary.
     """
 
@@ -30,6 +32,7 @@ class Slices:
     heads: Span
     kv_heads: Span
     inner: Span
+    experts: Span
     words: Span
 
     @classmethod
@@ -50,6 +53,7 @@ class Slices:
             heads=heads,
             kv_heads=_kv_heads(config, heads),
             inner=Span.share(config.intermediate_size, rank, size),
+            experts=Span.share(0 if config.moe is None else config.moe.num_experts, rank, size),
             words=Span.share(config.vocab_size, rank, size),
         )
 
@@ -67,11 +71,6 @@ def _refuse_impossible(config: ModelConfig, place: Place) -> None:
         raise ConfigurationError(
             f"tensor_parallel_size is {size}, but {config.num_heads} attention heads over {kv_heads} key-value heads "
             f"don't divide among {size} ranks; {', '.join(map(str, fitting))} would do"
-        )
-    if size > 1 and config.family.norm_across_heads:
-        raise ConfigurationError(
-            f"tensor_parallel_size is {size}, but {config.architecture} norms queries and keys over all heads at once, "
-            "so they can't lie apart; use 1, and pipeline_parallel_size to spread the layers"
         )
     if place.num_stages > config.num_layers:
         raise ConfigurationError(

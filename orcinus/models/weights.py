@@ -127,17 +127,17 @@ class PartBuilder:
         """An embedding, or some rows of it: [rows, width]."""
         return self._hold(self._source.read(f"{name}.weight", rows, Span.whole(width)))
 
-    def norm(self, name: str, size: int) -> Norm:
-        """A norm over `size` elements, of the family's kind."""
+    def norm(self, name: str, part: Span) -> Norm:
+        """A norm of the family's kind, or a part of its elements."""
         kind, eps = self._config.family.norm, self._config.norm_eps
-        weight = self._source.read(f"{name}.weight", Span.whole(size))
+        weight = self._source.read(f"{name}.weight", part)
         if kind == "rms_offset":
             # In bfloat16 the sum would lose up to eight bits of a small offset. In place: `+` on a tensor without data
             # would import the compiler.
             weight = weight.float().add_(1)
         if kind != "layer":
             return RmsNorm(self._kernels, self._hold(weight), eps)
-        bias = self._source.read(f"{name}.bias", Span.whole(size))
+        bias = self._source.read(f"{name}.bias", part)
         return LayerNorm(self._kernels, self._hold(weight), self._hold(bias), eps)
 
     def linear(

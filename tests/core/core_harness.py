@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from orcinus.core.config import SchedulerConfig
 from orcinus.core.core import Collect, Core, Decision, Expired, Submit
@@ -435,6 +436,13 @@ class World:
     def _sequences(self) -> dict[int, Sequence]:
         return {s.seq_id: s for group in self.scheduler.groups() for s in group.sequences}
 
+    def _is_next_piece(self, seq_id: int, plan: IterationPlan, others: list[Work]) -> bool:
+        """All in flight are pieces of one prompt, in a row, one a stage at most."""
+        pieces = [*others, *(work for work in plan.work if work.seq_id == seq_id)]
+        in_a_row = all(a.start + a.num_tokens == b.start for a, b in pairwise(pieces))
+        unsampled = not any(piece.output & Output.SAMPLE for piece in others)
+        return self.config.even_plans and in_a_row and unsampled and len(pieces) <= self.config.num_stages
+
     def _check_plan(self, plan: IterationPlan) -> None:
         config = self.config
         assert plan.epoch == self.scheduler.epoch
@@ -444,8 +452,10 @@ class World:
         ids = [work.seq_id for work in plan.work]
         assert len(set(ids)) == len(ids), "a sequence is twice in one plan"
         for seq_id in ids:
-            others = sum(any(work.seq_id == seq_id for work in out.plan.work) for out in self.in_flight)
-            assert others <= config.lookahead, "plans in flight share a sequence"
+            others = [work for out in self.in_flight for work in out.plan.work if work.seq_id == seq_id]
+            assert len(others) <= config.lookahead or self._is_next_piece(seq_id, plan, others), (
+                "plans in flight share a sequence"
+            )
         sequences = self._sequences()
         for work in plan.work:
             self._check_writable(sequences[work.seq_id], work)

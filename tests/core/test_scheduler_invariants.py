@@ -37,6 +37,7 @@ def random_config(rng: random.Random, policy: str = "fcfs") -> SchedulerConfig:
         max_batch_tokens=max_batch_size + rng.choice([0, 1, 3, 10, 500]),
         max_batch_size=max_batch_size,
         num_stages=rng.choice([1, 1, 2, 4]),
+        even_plans=rng.random() < 0.5,
         lookahead=rng.choice([0, 1]),
         admission=rng.choice(["reserve", "on_demand", "on_demand"]),
         enable_prefix_caching=rng.random() < 0.7,

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 
-from checkpoints import save
+import checkpoints
+import checkpoints_moe
 from thread_workers import ThreadWorkers, engine_of_threads
 
 from orcinus.core.clock import VirtualClock
@@ -44,6 +45,8 @@ CASES = [
         "gemma2",
         "gemma3",
     ),
+    # Experts, beside dense layers; all heads normed as one row.
+    *("mixtral", "qwen3-moe", "olmoe"),
 ]
 Answer = list[tuple[int, TokenLogprobs | None]]
 
@@ -55,7 +58,8 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     def get(case: str) -> Path:
         if case not in made:
             made[case] = tmp_path_factory.mktemp(case)
-            save(case, made[case])
+            kind = checkpoints_moe if case in checkpoints_moe.CASES else checkpoints
+            kind.save(case, made[case])
         return made[case]
 
     return get
@@ -151,7 +155,7 @@ def test_every_layout_gives_the_tokens_of_one_worker(case: str, folder_of: Calla
     folder = folder_of(case)
     expected = answered(config_of(folder), greedy(24))
     assert len({tuple(tokens) for tokens in tokens_of(expected).values()}) > 12, "answers differ"
-    for layout in [*LAYOUTS, *(WIDE if case in ("llama", "gemma2") else [])]:
+    for layout in [*LAYOUTS, *(WIDE if case in ("llama", "gemma2", "olmoe") else [])]:
         found = answered(config_of(folder, *layout), greedy(24))
         assert tokens_of(found) == tokens_of(expected), layout
         for key, answer in expected.items():
@@ -162,20 +166,25 @@ def test_every_layout_gives_the_tokens_of_one_worker(case: str, folder_of: Calla
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tensor_size", [1, 2])
-def test_the_number_of_stages_moves_no_bit(tensor_size: int, dtype: str, folder_of: Callable[[str], Path]) -> None:
-    folder = folder_of("llama")
+@pytest.mark.parametrize("case", ["llama", "qwen3-moe"])
+def test_the_number_of_stages_moves_no_bit(
+    case: str, tensor_size: int, dtype: str, folder_of: Callable[[str], Path]
+) -> None:
+    folder = folder_of(case)
     expected = answered(config_of(folder, tensor_size, 1, dtype=dtype), mixed(20))
     for num_stages in (2, 3):
         assert answered(config_of(folder, tensor_size, num_stages, dtype=dtype), mixed(20)) == expected
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [(2, 1), (1, 3), (2, 2)])
+@pytest.mark.parametrize(
+    ("case", "layout"), [("llama", (2, 1)), ("llama", (1, 3)), ("llama", (2, 2)), ("olmoe", (2, 2))]
+)
 @pytest.mark.parametrize("lookahead", [0, 1])
 def test_company_moves_no_bit_within_a_layout(
-    layout: tuple[int, int], lookahead: int, folder_of: Callable[[str], Path]
+    case: str, layout: tuple[int, int], lookahead: int, folder_of: Callable[[str], Path]
 ) -> None:
-    config = config_of(folder_of("llama"), *layout, dtype="bfloat16", lookahead=lookahead)
+    config = config_of(folder_of(case), *layout, dtype="bfloat16", lookahead=lookahead)
     engine = start(config)
     alone: dict[tuple[str, int], Answer] = {}
     for request in mixed(10):
@@ -244,6 +253,17 @@ def test_vectors_and_class_scores_come_from_the_last_stage(case: str, folder_of:
         assert len(found) == 8
         for name, vector in expected.items():
             torch.testing.assert_close(found[name], vector, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_every_rank_holds_its_share_of_the_experts(folder_of: Callable[[str], Path]) -> None:
+    folder = folder_of("mixtral")
+    (whole,) = start_descriptions(config_of(folder))
+    more, fewer = start_descriptions(config_of(folder, 2, 1))
+    # Five experts of three matrices of 64 x 160 in each of three layers, in float32.
+    expert_bytes = 3 * 3 * 64 * 160 * 4
+    assert more.weight_bytes - fewer.weight_bytes == pytest.approx(expert_bytes, rel=0.05)
+    assert whole.weight_bytes - more.weight_bytes > 2 * expert_bytes
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from orcinus.kernels import KernelSet, cpu
 from orcinus.kernels.reference import ReferenceKernels
 from orcinus.layers.mlp import GatedMlp
 from orcinus.layers.moe import ExpertTable, MoeMlp, Router
+from orcinus.parallel import Alone, Span
 
 KERNELS: dict[str, Callable[[], KernelSet]] = {"reference": ReferenceKernels}
 if cpu.available():
@@ -52,7 +53,8 @@ class Weights:
             return kernels.pack(weight.to(dtype), None)
 
         experts = (GatedMlp(kernels, pack(up), pack(down), "silu") for up, down in zip(self.up, self.down, strict=True))
-        return MoeMlp(Router(kernels, pack(self.gate), top_k, normalise_weights), tuple(experts))
+        router, every = Router(kernels, pack(self.gate), top_k, normalise_weights), Span.whole(len(self.up))
+        return MoeMlp(router, tuple(experts), every, Alone())
 
 
 def rows(tokens: int, hidden: int, seed: int = 1) -> Tensor:
@@ -154,16 +156,26 @@ def test_the_bits_are_those_of_each_tokens_experts_one_by_one_in_the_order_of_th
 @given(
     st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=3, unique=True).map(sorted), min_size=1, max_size=30),
     st.integers(7, 12),
+    st.data(),
 )
-def test_the_table_is_the_inverse_of_the_choices(experts: list[list[int]], num_experts: int) -> None:
-    table = ExpertTable.of(torch.tensor(experts), num_experts)
-    copies = sorted((expert, token) for token, choice in enumerate(experts) for expert in choice)
+def test_the_table_is_the_inverse_of_the_choices(
+    experts: list[list[int]], num_experts: int, data: st.DataObject
+) -> None:
+    mine = data.draw(
+        st.sampled_from([Span.share(num_experts, rank, size) for size in (1, 2, 9) for rank in range(size)])
+    )
+    table = ExpertTable.of(torch.tensor(experts), mine)
+    owned = range(mine.start, mine.stop)
+    copies = sorted((expert, token) for token, choice in enumerate(experts) for expert in choice if expert in owned)
     assert table.tokens.tolist() == [token for _, token in copies]
     assert table.rows.tolist() == [
-        [copies.index((expert, token)) for expert in row] for token, row in enumerate(experts)
+        [copies.index((expert, token)) if expert in owned else len(copies) for expert in row]
+        for token, row in enumerate(experts)
     ]
-    assert table.counts == [sum(expert == number for expert, _ in copies) for number in range(num_experts)]
-    found = [(expert, token) for expert, start, end in table.segments() for token in table.tokens[start:end].tolist()]
+    assert table.counts == [sum(expert == number for expert, _ in copies) for number in owned]
+    found = [
+        (owned[place], token) for place, start, end in table.segments() for token in table.tokens[start:end].tolist()
+    ]
     assert found == copies
     assert all(start < end for _, start, end in table.segments())
 
@@ -236,7 +248,8 @@ def test_only_the_routers_scores_have_both_a_token_and_an_expert_axis(kernels: K
     without_router = replace(layer, router=lambda _: routing)
     with Shapes() as shapes:
         without_router(x)
-    assert any(shape == (TOKENS * TOP_K, HIDDEN) for _, shape in shapes.seen)
+    # The copies, and a row of zeros.
+    assert any(shape == (TOKENS * TOP_K + 1, HIDDEN) for _, shape in shapes.seen)
     assert not with_both_axes(shapes)
 
 

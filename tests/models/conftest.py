@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import checkpoints
+import checkpoints_moe
 import pytest
 import torch
-from checkpoints import save
 from transformers import PreTrainedModel
 
 from orcinus.kernels import KernelSet, cpu
@@ -27,7 +28,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Saved]:
     def get(case: str) -> Saved:
         if case not in made:
             folder = tmp_path_factory.mktemp(case)
-            made[case] = folder, save(case, folder)
+            kind = checkpoints_moe if case in checkpoints_moe.CASES else checkpoints
+            made[case] = folder, kind.save(case, folder)
         return made[case]
 
     return get

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import SMALL
+from checkpoints_moe import CASES
 from model_harness import Pool, teacher_forced
 from safetensors.torch import load_file, save_file
 from test_model_company import LENGTHS, alone, assert_same_bits, crowd, random_chunks, random_tokens, threads
 from test_parity import TOLERANCE, oracle, ours, prompts
 from torch import Tensor
-from transformers import (
-    MixtralConfig,
-    MixtralForCausalLM,
-    OlmoeConfig,
-    OlmoeForCausalLM,
-    PreTrainedModel,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
+from transformers import PreTrainedModel
 
 from orcinus.errors import CheckpointError
 from orcinus.models.config import ModelConfig, load_config
@@ -32,67 +24,9 @@ pytestmark = [pytest.mark.usefixtures("one_thread")]
 Saved = tuple[Path, PreTrainedModel]
 
 
-def _mixtral(**options: object) -> PreTrainedModel:
-    return MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=5, eos_token_id=None, **options))
-
-
-def _qwen3(**options: object) -> PreTrainedModel:
-    sizes = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 72}
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SMALL, **sizes, **options))
-
-
-def _olmoe(**options: object) -> PreTrainedModel:
-    sizes = {"num_experts": 6, "num_experts_per_tok": 2, "pad_token_id": None, "eos_token_id": None}
-    return OlmoeForCausalLM(OlmoeConfig(**{**SMALL, **sizes, **options}))
-
-
-CASES: Mapping[str, Callable[[], PreTrainedModel]] = {
-    "mixtral": lambda: _mixtral(sliding_window=9),
-    "mixtral-full": lambda: _mixtral(head_dim=24, num_experts_per_tok=1),
-    "qwen3-moe": lambda: _qwen3(norm_topk_prob=True, head_dim=24, mlp_only_layers=[1]),
-    "qwen3-moe-step": lambda: _qwen3(attention_bias=True, decoder_sparse_step=2),
-    "olmoe": _olmoe,
-    "olmoe-normalised": lambda: _olmoe(norm_topk_prob=True, num_key_value_heads=4),
-}
-
-
-def make_model(case: str) -> PreTrainedModel:
-    """The model of a case, scaled as in checkpoints.py, its routers so that they are neither sure nor undecided."""
-    torch.manual_seed(0)
-    model = CASES[case]().eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.endswith("bias"):
-                weight.normal_(0, 0.3)
-            elif weight.dim() == 1:
-                weight.normal_(1, 0.3)
-            elif "embed_tokens" in name:
-                weight.normal_(0, 0.5)
-            else:
-                scale = 2.0 if any(part in name for part in ("q_proj", "k_proj", "mlp.gate.")) else 1.0
-                weight.normal_(0, scale * weight.shape[-1] ** -0.5)  # Experts' weights are [experts, out, in].
-    model.tie_weights()
-    return model
-
-
-@pytest.fixture(scope="module")
-def saved_moe(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Saved]:
-    """A case's folder and the model that wrote it."""
-    made: dict[str, Saved] = {}
-
-    def get(case: str) -> Saved:
-        if case not in made:
-            folder, model = tmp_path_factory.mktemp(case), make_model(case)
-            model.save_pretrained(folder)
-            made[case] = folder, model
-        return made[case]
-
-    return get
-
-
 @pytest.mark.parametrize("case", CASES)
-def test_logits_of_every_position_equal_those_of_transformers(case: str, saved_moe: Callable, load: Callable) -> None:
-    folder, model = saved_moe(case)
+def test_logits_of_every_position_equal_those_of_transformers(case: str, saved: Callable, load: Callable) -> None:
+    folder, model = saved(case)
     expected = oracle(model, prompts())
     assert expected.std() > 0.3
     torch.testing.assert_close(ours(load(folder), prompts()), expected, atol=TOLERANCE, rtol=0)
@@ -149,9 +83,9 @@ ALTERATIONS: dict[str, tuple[str, Alter]] = {
 
 
 @pytest.mark.parametrize("mechanism", ALTERATIONS)
-def test_parity_fails_when_the_mechanism_is_altered(mechanism: str, saved_moe: Callable, load: Callable) -> None:
+def test_parity_fails_when_the_mechanism_is_altered(mechanism: str, saved: Callable, load: Callable) -> None:
     case, alter = ALTERATIONS[mechanism]
-    folder, model = saved_moe(case)
+    folder, model = saved(case)
     config = load_config(folder)
     error = (ours(load(folder, config=config, **alter(config)), prompts()) - oracle(model, prompts())).abs().max()
     assert error > 5 * TOLERANCE
@@ -180,9 +114,9 @@ def altered_router(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("change", [exchanged_experts, altered_router])
 @pytest.mark.parametrize("case", ["mixtral", "qwen3-moe", "olmoe"])
 def test_parity_fails_when_experts_or_routers_are_exchanged(
-    case: str, change: Callable, saved_moe: Callable, load: Callable, tmp_path: Path
+    case: str, change: Callable, saved: Callable, load: Callable, tmp_path: Path
 ) -> None:
-    folder, model = saved_moe(case)
+    folder, model = saved(case)
     altered = load(rewritten(folder, tmp_path, change))
     assert (ours(altered, prompts()) - oracle(model, prompts())).abs().max() > 1000 * TOLERANCE
 
@@ -206,9 +140,9 @@ def greedy(decoder: object, starts: list[list[int]], num_tokens: int) -> list[li
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["mixtral", "qwen3-moe", "qwen3-moe-step", "olmoe"])
 def test_64_greedy_tokens_over_a_ragged_batch_equal_those_of_transformers(
-    case: str, saved_moe: Callable, load: Callable
+    case: str, saved: Callable, load: Callable
 ) -> None:
-    folder, model = saved_moe(case)
+    folder, model = saved(case)
     starts = prompts((40, 3, 1, 90, 17))
     options = {"max_new_tokens": 64, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     with torch.inference_mode():
@@ -217,8 +151,8 @@ def test_64_greedy_tokens_over_a_ragged_batch_equal_those_of_transformers(
 
 
 @pytest.mark.parametrize("case", ["mixtral", "qwen3-moe", "olmoe"])
-def test_bfloat16_errs_at_the_median_no_more_than_transformers(case: str, saved_moe: Callable, load: Callable) -> None:
-    folder, model = saved_moe(case)
+def test_bfloat16_errs_at_the_median_no_more_than_transformers(case: str, saved: Callable, load: Callable) -> None:
+    folder, model = saved(case)
     truth = oracle(model, prompts())
     theirs = oracle(type(model).from_pretrained(folder, dtype=torch.bfloat16), prompts())
     mine = ours(load(folder, dtype=torch.bfloat16), prompts())
@@ -234,9 +168,9 @@ def test_bfloat16_errs_at_the_median_no_more_than_transformers(case: str, saved_
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", ["mixtral", "qwen3-moe", "olmoe"])
 def test_logits_have_the_same_bits_alone_crowded_and_in_chunks(
-    case: str, dtype: torch.dtype, saved_moe: Callable, load: Callable
+    case: str, dtype: torch.dtype, saved: Callable, load: Callable
 ) -> None:
-    decoder, sequences = load(saved_moe(case)[0], dtype=dtype), random_tokens(LENGTHS, 1003)
+    decoder, sequences = load(saved(case)[0], dtype=dtype), random_tokens(LENGTHS, 1003)
     expected = alone(decoder, sequences)
     assert_same_bits(teacher_forced(decoder, sequences, crowd(sequences)), expected)
     assert_same_bits(teacher_forced(decoder, sequences, random_chunks(sequences, 0, 60)), expected)
@@ -271,10 +205,10 @@ def with_config(folder: Path, to: Path, **changes: object) -> Path:
     ],
 )
 def test_a_configuration_that_is_wrong_or_not_served_is_refused_by_name(
-    case: str, changes: dict[str, object], message: str, saved_moe: Callable, tmp_path: Path
+    case: str, changes: dict[str, object], message: str, saved: Callable, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
-        load_config(with_config(saved_moe(case)[0], tmp_path, **changes))
+        load_config(with_config(saved(case)[0], tmp_path, **changes))
 
 
 @pytest.mark.parametrize(("case", "old", "new"), [
@@ -283,25 +217,25 @@ def test_a_configuration_that_is_wrong_or_not_served_is_refused_by_name(
     ("olmoe", "num_experts", "num_local_experts"),
 ])  # fmt: skip
 def test_the_number_of_experts_goes_by_two_names(
-    case: str, old: str, new: str, saved_moe: Callable, tmp_path: Path
+    case: str, old: str, new: str, saved: Callable, tmp_path: Path
 ) -> None:
-    folder = saved_moe(case)[0]
+    folder = saved(case)[0]
     number = json.loads((folder / "config.json").read_text())[old]
     renamed = with_config(folder, tmp_path, **{old: None, new: number})
     assert load_config(renamed).moe == load_config(folder).moe
 
 
-def test_every_second_layer_and_the_named_ones_are_as_the_configuration_says(saved_moe: Callable) -> None:
-    assert load_config(saved_moe("qwen3-moe")[0]).moe.sparse_layers == (True, False, True)
-    assert load_config(saved_moe("qwen3-moe-step")[0]).moe.sparse_layers == (False, True, False)
-    assert load_config(saved_moe("mixtral")[0]).moe.sparse_layers == (True, True, True)
+def test_every_second_layer_and_the_named_ones_are_as_the_configuration_says(saved: Callable) -> None:
+    assert load_config(saved("qwen3-moe")[0]).moe.sparse_layers == (True, False, True)
+    assert load_config(saved("qwen3-moe-step")[0]).moe.sparse_layers == (False, True, False)
+    assert load_config(saved("mixtral")[0]).moe.sparse_layers == (True, True, True)
 
 
 @pytest.mark.parametrize("case", ["mixtral", "qwen3-moe", "olmoe"])
 def test_an_expert_too_few_or_too_many_in_the_file_is_refused(
-    case: str, saved_moe: Callable, load: Callable, tmp_path: Path
+    case: str, saved: Callable, load: Callable, tmp_path: Path
 ) -> None:
-    folder = saved_moe(case)[0]
+    folder = saved(case)[0]
 
     def without_expert(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in weights.items() if ".experts.2." not in name}
@@ -313,8 +247,8 @@ def test_an_expert_too_few_or_too_many_in_the_file_is_refused(
         load(folder, config=config, **moe(config, num_experts=config.moe.num_experts - 1))
 
 
-def test_every_parameter_is_held_once(saved_moe: Callable, load: Callable) -> None:
-    folder, model = saved_moe("qwen3-moe")
+def test_every_parameter_is_held_once(saved: Callable, load: Callable) -> None:
+    folder, model = saved("qwen3-moe")
     decoder = load(folder)
     assert decoder.num_parameters == sum(weight.numel() for weight in model.parameters())
     rotary_table = 4 * decoder.config.max_positions * decoder.config.head_dim

@@ -28,7 +28,9 @@ class Ranks(Alone):
         self.rank, self.size = rank, size
 
 
-@pytest.mark.parametrize("case", ["llama", "qwen3", "gpt2", "gpt_neox", "phi3", "gemma2"])
+@pytest.mark.parametrize(
+    "case", ["llama", "qwen3", "gpt2", "gpt_neox", "phi3", "gemma2", "mixtral", "qwen3-moe", "olmoe"]
+)
 @pytest.mark.parametrize("layout", [(1, 2), (2, 1), (2, 2)])
 def test_the_parts_that_workers_read_make_up_the_checkpoint(
     case: str, layout: tuple[int, int], saved: Callable, monkeypatch: pytest.MonkeyPatch
@@ -50,7 +52,7 @@ def test_the_parts_that_workers_read_make_up_the_checkpoint(
     for name, tensor in load_file(folder / "model.safetensors").items():
         copies = read[name] / tensor.numel()
         # A matrix of a layer is read once by all ranks together, everything small by each of its stage.
-        is_table = any(part in name for part in ("wpe", "norm", "ln_"))
+        is_table = any(part in name for part in ("wpe", "norm", "ln_", "mlp.gate.", "sparse_moe.gate."))
         tied = config.tie_embeddings and any(part in name for part in ("embed", "wte"))
         expected = {1, layout[0]} if tensor.dim() == 1 or is_table else {1, 1 + (tied and layout[1] > 1)}
         assert copies in expected, name

@@ -196,6 +196,7 @@ def draw_config(rng: random.Random) -> SchedulerConfig:
         # With one, whoever waits is soon overdue.
         max_wait_seconds=rng.choice([10.0, 0.02]),
         max_overtakes=rng.choice([0, 1, 8]),
+        even_plans=rng.random() < 0.5,
     )
 
 

@@ -131,6 +131,7 @@ PLAINER: dict[str, Callable[[Life], Life]] = {
     "no_turns": _arrivals(follows=None),
     "no_cache": _config(enable_prefix_caching=False),
     "no_lookahead": _config(lookahead=0),
+    "no_shares": _config(even_plans=False),
     "one_stage": _config(num_stages=1),
     "halved": _halved,
     "halved_again": _halved,

@@ -120,7 +120,8 @@ def _check_table(sequence: Sequence, config: SchedulerConfig) -> None:
     known = sequence.num_tokens + sequence.num_pending
     assert 0 <= sequence.num_computed <= sequence.num_scheduled <= known, "I8: more is scheduled than is known"
     assert sequence.num_generated + sequence.num_pending <= max(1, sequence.request.max_tokens), "I8: too many tokens"
-    assert 0 <= sequence.in_flight <= 1 + config.lookahead, "I8: too many plans share a sequence"
+    pieces = config.num_stages if config.even_plans else 0
+    assert 0 <= sequence.in_flight <= max(1 + config.lookahead, pieces), "I8: too many plans share a sequence"
     assert num_blocks >= ceil_div(sequence.num_scheduled, size), "I4: the table is too short"
     # An abandoned look-ahead may have left a block for one token that was lost.
     assert num_blocks <= ceil_div(known + 1, size), "I4: a block past the tokens"
