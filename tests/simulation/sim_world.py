@@ -291,8 +291,7 @@ class World:
             self._digest.update(self._encode(part))
             self.clients[part.request_id].take(part, self.now)
             right = self.cached.get(part.request_id, 0)
-            # None, if it looked for the first time when there was no room for it yet.
-            assert not part.tokens or part.cached_tokens in (0, right), "I13: a wrong count of cached tokens"
+            assert not part.tokens or part.cached_tokens == right, "I13: a wrong count of cached tokens"
 
     def _tick(self) -> float:
         self.now += TICK
