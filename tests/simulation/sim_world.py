@@ -19,7 +19,7 @@ from orcinus.core.plan import IterationPlan, IterationResult
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason, Request
 from orcinus.core.sequence import Sequence, SequenceState
-from orcinus.errors import InvalidRequest
+from orcinus.errors import InvalidRequest, Overloaded
 
 TICK = 0.001
 
@@ -126,6 +126,9 @@ class World:
         now = self._tick()
         try:
             self.core.add(request, now)
+        except Overloaded:
+            assert self.config.policy == "deadline", "I29: refused for nothing"
+            assert request.deadline is not None, "I29: refused for nothing"
         except InvalidRequest as error:
             if not must_refuse or error.code != "context_length_exceeded":
                 raise AssertionError("I29: refused for nothing") from error
