@@ -42,10 +42,10 @@ class InvalidRequest(ClientError):
 
 
 class Overloaded(ClientError):
-    """The queue is full; `retry_after` is in seconds."""
+    """The queue is full, or too full for this request's deadline; `retry_after` is in seconds."""
 
-    def __init__(self, message: str, *, retry_after: float) -> None:
-        super().__init__(message, code="engine_overloaded")
+    def __init__(self, message: str, *, retry_after: float, code: str = "engine_overloaded") -> None:
+        super().__init__(message, code=code)
         self.retry_after = retry_after
 
 

@@ -24,6 +24,14 @@ class Added(msgspec.Struct, frozen=True, tag="added"):
     first_seq_id: int = 0
 
 
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """A request was turned away at the door, for its `deadline`."""
+
+    at: float
+    request_id: str
+    reason: str
+
+
 class Blocked(msgspec.Struct, frozen=True, tag="blocked"):
     """The first request in line had to wait: for `kv_blocks`, `batch_size`, `token_budget` or `in_flight`.
 
@@ -140,7 +148,9 @@ class EpochStarted(msgspec.Struct, frozen=True, tag="epoch"):
     kv_lost: bool
 
 
-Event = Added | Blocked | CacheHit | Evicted | Admitted | Scheduled | Forked | Preempted | Finished | EpochStarted
+Event = (
+    Added | Refused | Blocked | CacheHit | Evicted | Admitted | Scheduled | Forked | Preempted | Finished | EpochStarted
+)
 
 
 class Journal:

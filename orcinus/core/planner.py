@@ -144,6 +144,9 @@ class Planner:
             copy = sequence.table.prepare(start, end, size, state.pool)
         draft.charge(sequence, end - start, is_decode=is_decode)
         draft.add(sequence, end, state.num_iterations, copy)
+        # Not when it looked: it may have had no room then, and have found more since.
+        if group.cached_tokens is None:
+            group.cached_tokens = min(start, sequence.num_prompt_tokens)
         self._queues.policy.on_service(group, end - start, now)
         return True
 
@@ -159,7 +162,6 @@ class Planner:
             return False
         if group.cached_tokens is None:
             sequence.num_found_blocks = len(found)
-            group.cached_tokens = min(len(found) * state.config.block_size, sequence.num_prompt_tokens)
         if found:
             state.take(sequence, found, now)
             if sequence.num_computed >= max(1, sequence.num_prompt_tokens - 1):

@@ -20,7 +20,7 @@ from orcinus.core.core import Core, Decision, Submit
 from orcinus.core.plan import IterationPlan, IterationResult, NewSequence, SequenceOutput, Work
 from orcinus.core.progress import Progress
 from orcinus.core.request import TOKEN_TYPECODE, FinishReason, Request, unpack_tokens
-from orcinus.errors import InvalidRequest
+from orcinus.errors import ClientError
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):
@@ -240,7 +240,7 @@ def _repeat(core: Core, record: Record, number: int) -> Difference | None:
     match record:
         case AddInput(at=at, request=request):
             # What the recorded core refused, this one refuses too, and goes on as it did.
-            with suppress(InvalidRequest):
+            with suppress(ClientError):
                 core.add(request, at)
         case AbortInput(at=at, request_id=request_id, index=index, cause=cause):
             core.abort(request_id, at, index, cause)

@@ -21,7 +21,7 @@ from orcinus.core.request import FinishReason, Request
 from orcinus.core.results import Results
 from orcinus.core.sequence import Sequence, SequenceGroup
 from orcinus.core.state import SchedulerState
-from orcinus.errors import InvalidRequest
+from orcinus.errors import InvalidRequest, Overloaded
 
 
 class Scheduler:
@@ -89,6 +89,7 @@ class Scheduler:
 
         Raises:
             InvalidRequest: its id is in use, it could not run even alone, or nothing of it is left to generate.
+            Overloaded: its deadline can't be met (policy deadline).
         """
         params = request.params
         if request.request_id in self.state.queues.groups:
@@ -100,15 +101,32 @@ class Scheduler:
         if all(sequence.is_finished for sequence in sequences):
             raise InvalidRequest("every answer in resumed is complete; nothing is left to generate", param="resumed")
         group = SequenceGroup(request, self._num_requests, sequences)
+        self.state.queues.enter(group, now)
+        self._refuse_late(group, now)
         self._num_requests += 1
         self._num_sequences += params.n
-        self.state.queues.enter(group, now)
         if request.deadline is not None:
             heapq.heappush(self._deadlines, (request.deadline, group.number, group))
         resumed = sum(sequence.num_generated for sequence in sequences)
         first, prompt = sequences[0].seq_id, request.num_prompt_tokens
         self.journal.write(
             why.Added(now, request.request_id, prompt, request.max_tokens, params.n, resumed, first_seq_id=first)
+        )
+
+    def _refuse_late(self, group: SequenceGroup, now: float) -> None:
+        """An answer that was begun, perhaps elsewhere, is never refused."""
+        queues, request = self.state.queues, group.request
+        if request.deadline is None or request.resumed:
+            return
+        ahead = queues.waiting[: queues.waiting.index(group)]
+        if queues.policy.can_make_it(group, ahead, now):
+            return
+        queues.leave(group, was_running=False)
+        self.journal.write(why.Refused(now, request.request_id, "deadline"))
+        raise Overloaded(
+            "the request can't be answered before its deadline; allow more time, or try again when there is less to do",
+            retry_after=1.0,
+            code="deadline_unreachable",
         )
 
     def abort(

@@ -8,7 +8,7 @@ from orcinus.core.progress import Progress
 from orcinus.core.recording import Recorder
 from orcinus.core.request import FinishReason, Request
 from orcinus.core.scheduler import Scheduler
-from orcinus.errors import InvalidRequest
+from orcinus.errors import ClientError
 from orcinus.executor import Executor
 
 
@@ -29,7 +29,7 @@ class Engine:
         """Take a request. One that core refuses ends at once, with the reason, for each of its answers."""
         try:
             self._core.add(request, self._clock.now())
-        except InvalidRequest as refusal:
+        except ClientError as refusal:
             return [
                 Progress(
                     request.request_id,

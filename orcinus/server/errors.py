@@ -103,6 +103,8 @@ def _client_error(status: HTTPStatus, error: ClientError) -> ErrorAnswer:
 def _failed(error: RequestFailed) -> ErrorAnswer:
     if error.code in _UNAVAILABLE:
         return _unavailable()
+    if error.code == "deadline_unreachable":
+        return answer_to(Overloaded(str(error), retry_after=_RETRY_SECONDS, code=error.code))
     if error.code in _CALLERS_FAULT:
         return _client_error(HTTPStatus.BAD_REQUEST, InvalidRequest(str(error), code=error.code))
     body = ErrorBody(_cut(str(error)), "server_error", None, error.code)

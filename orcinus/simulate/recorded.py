@@ -12,7 +12,7 @@ from orcinus.core.plan import IterationPlan
 from orcinus.core.progress import Progress
 from orcinus.core.recording import AbortInput, AddInput, AdvanceInput, EpochInput, Record, ResultInput, Started, read
 from orcinus.core.request import FinishReason, pack_tokens, unpack_tokens
-from orcinus.errors import ConfigurationError, InvalidRequest
+from orcinus.errors import ClientError, ConfigurationError
 from orcinus.simulate.cost import Features, features_of
 from orcinus.simulate.fit import Sample
 from orcinus.simulate.jobs import HangUp, Job
@@ -160,7 +160,7 @@ class _Reader:
         job = Job(record.at, request.prompt, 1, request.max_tokens, n=request.params.n, recorded=request)
         resumed = [list(unpack_tokens(line)) for line in request.resumed] or [[] for _ in range(request.params.n)]
         self._heard.append(_Heard(job, resumed))
-        with suppress(InvalidRequest):
+        with suppress(ClientError):
             self._core.add(request, record.at)
 
     def _plan(self, plan: IterationPlan, at: float) -> None:

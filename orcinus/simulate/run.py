@@ -15,7 +15,7 @@ from orcinus.core.core import Collect, Core, Decision, Expired, Idle, Submit
 from orcinus.core.journal import Journal
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason
-from orcinus.errors import InvalidRequest
+from orcinus.errors import ClientError
 from orcinus.simulate.executor import Pace, SimulatedExecutor
 from orcinus.simulate.jobs import Arrival, HangUp, Inbox, Job
 from orcinus.simulate.ledger import Ledger
@@ -173,7 +173,7 @@ class Simulation:
         self.ledger.begin(request.request_id, job, at)
         try:
             self.core.add(request, now)
-        except InvalidRequest:
+        except ClientError:
             self.ledger.refuse(request.request_id)
             del self._jobs[number]
             return

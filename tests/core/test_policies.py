@@ -15,13 +15,15 @@ from test_scheduler_invariants import random_config, random_event
 
 from orcinus.core.config import SchedulerConfig
 from orcinus.core.core import Submit
-from orcinus.core.journal import Admitted, Preempted
+from orcinus.core.journal import Admitted, Preempted, Refused
 from orcinus.core.pace import Pace
 from orcinus.core.policy import POLICIES, Facts
-from orcinus.core.policy.deadline import can_make_it, earliest_end
+from orcinus.core.policy.deadline import ENOUGH_SEEN, Deadline, earliest_end
 from orcinus.core.policy.fair import Fair
 from orcinus.core.policy.mlfq import Mlfq
-from orcinus.core.request import Request, ServiceClass
+from orcinus.core.recording import replay
+from orcinus.core.request import Pooling, Request, ServiceClass, pack_tokens
+from orcinus.errors import Overloaded
 
 AGEING = ["priority", "prefix", "mlfq", "deadline"]
 
@@ -291,14 +293,83 @@ def test_tenants_that_left_are_forgotten_in_the_end():
     assert len(fair._tenants) <= 200
 
 
+# ---- deadlines at the door
+
+
+def knowing(pace: Pace, *others: View) -> Deadline:
+    """A policy that was told of its pace at 5.0, and of others."""
+    policy = Deadline(facts(pace, max_wait_seconds=10.0))
+    for other in others:
+        policy.enter(other, 5.0)
+    policy.on_time(view(99), 0.1, 5.0)
+    return policy
+
+
 @settings(derandomize=True, deadline=None)
-@given(prompt=st.integers(1, 500), answer=st.integers(1, 50), ahead=st.integers(0, 500), slack=st.floats(0.001, 10))
+@given(prompt=st.integers(1, 500), answer=st.integers(1, 50), ahead=st.integers(1, 500), slack=st.floats(0.001, 10))
 def test_the_door_refuses_just_what_cannot_be_met(prompt, answer, ahead, slack):
     """By hand: its prefill behind what is ahead, then one decode for each token but the first."""
-    pace = taught()
-    request = make_request("r", prompt, answer)
+    request, other = make_request("r", prompt, answer, seed=3), View(make_request("other", ahead), 1)
     soonest = 5.0 + 0.02 + 0.00004 * (prompt + ahead) + 0.0202 * (answer - 1)
-    assert earliest_end(request, 5.0, pace, tokens_ahead=ahead) == pytest.approx(soonest, rel=1e-3)
+    assert earliest_end(request, 5.0, taught(), prompt + ahead) == pytest.approx(soonest, rel=1e-3)
     for deadline, is_possible in ((soonest * 1.001 + slack, True), (soonest * 0.999 - slack, False), (None, True)):
-        due = msgspec.structs.replace(request, deadline=deadline)
-        assert can_make_it(due, 5.0, pace, tokens_ahead=ahead) == is_possible
+        due = View(msgspec.structs.replace(request, deadline=deadline), 2)
+        assert knowing(taught(), other, due).can_make_it(due, [other], 5.0) == is_possible
+
+
+def test_the_shortest_answer_that_may_be_is_what_must_fit():
+    pace, now = taught(), 5.0
+    decode = 0.0202
+    for request, answer in (
+        (make_request("a", 4, 20), 20),
+        (make_request("b", 4, 20, eos=(7,)), 1),
+        (make_request("c", 4, 20, eos=(7,), min_tokens=5), 5),
+        (make_request("d", 4, 20, stop="x"), 1),
+        (make_request("e", 4, 20, resumed=(bytes(4 * 8),)), 12),
+        (make_request("f", 4, 20, resumed=(bytes(4 * 8), bytes(4 * 3)), n=2), 12),
+        (make_request("g", 4, 20, pooling=Pooling(type="last")), 1),
+    ):
+        assert earliest_end(request, now, pace, 4) == pytest.approx(now + 0.02016 + (answer - 1) * decode, rel=1e-3)
+
+
+def test_of_prompts_that_begin_alike_only_the_longest_counts_as_ahead():
+    """The others may find all of it in the cache: what is refused is impossible, however much they share."""
+    shared = list(range(20))
+    others = [View(make_request(f"o{number}", [*shared, *[number] * number]), number) for number in (5, 9, 7)]
+    due = View(msgspec.structs.replace(make_request("r", 10, 1, seed=3), deadline=5.02 + 4e-5 * (29 + 10) + 1e-4), 20)
+    assert knowing(taught(), *others, due).can_make_it(due, others, 5.0)
+    due = View(msgspec.structs.replace(due.request, deadline=5.02 + 4e-5 * (29 + 10) - 1e-4), 20)
+    assert not knowing(taught(), *others, due).can_make_it(due, others, 5.0)
+
+
+def test_little_or_old_knowledge_refuses_nobody():
+    due = View(msgspec.structs.replace(make_request("r", 10, 1), deadline=5.001), 20)
+    assert not knowing(taught(), due).can_make_it(due, [], 15.0)
+    assert knowing(taught(), due).can_make_it(due, [], 15.001), "an engine that refuses all would never learn"
+    pace = Pace()
+    for number in range(ENOUGH_SEEN):
+        assert knowing(pace, due).can_make_it(due, [], 5.0)
+        pace.observe(1, 10 * (number % 2), 0.5)
+    assert not knowing(pace, due).can_make_it(due, [], 5.0)
+
+
+def test_what_is_refused_leaves_no_trace_but_a_line_and_the_replay_refuses_it_too():
+    record: list[bytes] = []
+    config = SchedulerConfig(num_blocks=200, block_size=4, max_batch_size=2, max_batch_tokens=8, policy="deadline")
+    world = World(config, record)
+    world.add(make_request("warm", 4, 60))
+    world.drain()
+    late = msgspec.structs.replace(make_request("late", 4, 60, seed=2), arrived_at=world.now, deadline=world.now + 0.05)
+    with pytest.raises(Overloaded) as refused:
+        world.core.add(late, world.now)
+    assert refused.value.code == "deadline_unreachable"
+    assert [event.request_id for event in world.journal if isinstance(event, Refused)] == ["late"]
+    assert not world.scheduler.groups()
+    begun = msgspec.structs.replace(late, resumed=(pack_tokens([9]),))
+    world.core.add(begun, world.now)
+    world.core.abort("late", world.now)
+    world.add(msgspec.structs.replace(late, request_id="in time", deadline=world.now + 9.0))
+    world.drain()
+    core, difference = replay(record)
+    assert difference is None
+    assert core.journal.counts == world.journal.counts

@@ -446,3 +446,24 @@ def test_a_multi_turn_chat_replays_with_its_hits():
     assert difference is None
     assert core.journal.encode() == w.journal.encode()
     assert b"secret" not in b"".join(lines)
+
+
+def test_who_looked_before_it_could_start_is_told_what_it_found_when_it_did():
+    """`b` gets its slot while `long` takes the whole budget, finds nothing yet, and hits on what `c` computes."""
+    w = world(policy="priority", max_batch_tokens=9, max_batch_size=4)
+
+    def come(name: str, prompt: list[int] | int, priority: int, max_tokens: int = 2) -> None:
+        request = make_request(name, prompt, max_tokens, seed=len(name), arrived_at=w.now)
+        w.add(msgspec.structs.replace(request, priority=priority))
+
+    come("z", 4, 5, 30)
+    submitted(w), w.collect()
+    come("long", 40, 0)
+    submitted(w), w.collect()
+    come("b", [*PREFIX, 21], 1)
+    submitted(w), w.collect()
+    assert "b" in [group.request.request_id for group in w.scheduler.running]
+    come("c", [*PREFIX, 20], 0)
+    w.drain()
+    assert ("b", 12) in hits(w)
+    assert w.delivered["b", 0].cached_tokens == 12

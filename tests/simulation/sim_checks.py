@@ -184,12 +184,10 @@ def check_journal(world: World, news: list[why.Event]) -> None:
                 plan = world.in_flight[-1].plan
                 work = tuple((work.seq_id, work.start, work.num_tokens) for work in plan.work)
                 assert (event.epoch, event.iteration, event.work) == (plan.epoch, plan.iteration, work)
-                _note_cold_starts(world)
+                _note_first_starts(world)
             case why.CacheHit():
                 assert event.tokens > 0
                 assert event.tokens % world.config.block_size == 0
-                most = len(world.clients[event.request_id].prompt)
-                world.cached.setdefault(event.request_id, min(event.tokens, most))
             # Whoever gives way later in the same pass changes what was so.
             case why.Blocked() if is_calm:
                 _check_obstacle(world, event)
@@ -230,11 +228,12 @@ def _check_obstacle(world: World, event: why.Blocked) -> None:
             )
 
 
-def _note_cold_starts(world: World) -> None:
-    """I13: what began without a hit has found nothing, whatever it finds later."""
+def _note_first_starts(world: World) -> None:
+    """I13: what the first plan of a request didn't compute was cached, whatever it finds when it comes back."""
     sequences = {s.seq_id: s for group in world.scheduler.groups() for s in group.sequences}
     for work in world.in_flight[-1].plan.work:
-        world.cached.setdefault(sequences[work.seq_id].request.request_id, 0)
+        sequence = sequences[work.seq_id]
+        world.cached.setdefault(sequence.request.request_id, min(work.start, sequence.num_prompt_tokens))
 
 
 def _can_share(world: World, group: SequenceGroup, plan: IterationPlan) -> bool:

@@ -19,7 +19,7 @@ from orcinus.core.plan import IterationPlan, IterationResult
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason, Request
 from orcinus.core.sequence import Sequence, SequenceState
-from orcinus.errors import InvalidRequest
+from orcinus.errors import InvalidRequest, Overloaded
 
 TICK = 0.001
 
@@ -126,6 +126,9 @@ class World:
         now = self._tick()
         try:
             self.core.add(request, now)
+        except Overloaded:
+            assert self.config.policy == "deadline", "I29: refused for nothing"
+            assert request.deadline is not None, "I29: refused for nothing"
         except InvalidRequest as error:
             if not must_refuse or error.code != "context_length_exceeded":
                 raise AssertionError("I29: refused for nothing") from error
@@ -291,8 +294,7 @@ class World:
             self._digest.update(self._encode(part))
             self.clients[part.request_id].take(part, self.now)
             right = self.cached.get(part.request_id, 0)
-            # None, if it looked for the first time when there was no room for it yet.
-            assert not part.tokens or part.cached_tokens in (0, right), "I13: a wrong count of cached tokens"
+            assert not part.tokens or part.cached_tokens == right, "I13: a wrong count of cached tokens"
 
     def _tick(self) -> float:
         self.now += TICK

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Literal, Protocol
@@ -83,6 +83,14 @@ class Policy(Protocol):
         """It ended."""
         ...
 
+    def can_make_it(self, view: RequestView, ahead: Iterable[RequestView], now: float) -> bool:
+        """Whether a request that came just now, and has a deadline, may meet it; else it is refused.
+
+        Args:
+            ahead: those that wait before it, in order.
+        """
+        ...
+
     def rank(self, view: RequestView, now: float) -> Rank:
         """The sort value at `now`; changes nothing."""
         ...
@@ -124,6 +132,10 @@ class PlainPolicy:
 
     def leave(self, view: RequestView) -> None:
         """Nothing to forget."""
+
+    def can_make_it(self, view: RequestView, ahead: Iterable[RequestView], now: float) -> bool:
+        """Time will tell."""
+        return True
 
     def on_start(self, view: RequestView, waiting: Sequence[RequestView], now: float) -> None:
         """Starting changes nothing."""
