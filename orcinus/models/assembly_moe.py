@@ -29,6 +29,8 @@ def moe_mlp(builder: PartBuilder, config: ModelConfig, kernels: KernelSet, prefi
             activation=config.activation,
         )
 
-    gate = builder.linear((prefix + names.gate,), (Span.whole(moe.num_experts),), Span.whole(hidden), bias=False)
+    gate = builder.linear(
+        (prefix + names.gate,), (Span.whole(moe.num_experts),), Span.whole(hidden), bias=False, precise=True
+    )
     router = Router(kernels, gate, moe.top_k, moe.normalise_weights)
     return MoeMlp(router, tuple(expert(number) for number in range(moe.num_experts)))

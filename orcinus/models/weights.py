@@ -13,9 +13,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from orcinus.kernels import KernelSet, PackedLinear
+from orcinus.kernels.quantized import Scheme, quantize
 from orcinus.layers.norm import LayerNorm, Norm, RmsNorm
 from orcinus.models.config import ModelConfig
 from orcinus.models.loader import Checkpoint, StoredTensor, damaged
+from orcinus.models.quantized.recipes import Recipe
 from orcinus.parallel import Span
 
 
@@ -113,10 +115,16 @@ class FileSource:
 
 
 class PartBuilder:
-    """Makes a model's parts from tensors by name, and counts the bytes that stay in memory."""
+    """Makes a model's parts from tensors by name, and counts the bytes that stay in memory.
 
-    def __init__(self, source: TensorSource, config: ModelConfig, kernels: KernelSet) -> None:
-        self._source, self._config, self._kernels = source, config, kernels
+    Args:
+        recipe: what is quantised on the way; None leaves all as it is stored.
+    """
+
+    def __init__(
+        self, source: TensorSource, config: ModelConfig, kernels: KernelSet, recipe: Recipe | None = None
+    ) -> None:
+        self._source, self._config, self._kernels, self._recipe = source, config, kernels, recipe
         self.held_bytes = 0
 
     def has(self, name: str) -> bool:
@@ -148,6 +156,7 @@ class PartBuilder:
         *,
         bias: bool,
         order: Callable[[Tensor], Tensor] | None = None,
+        precise: bool = False,
     ) -> PackedLinear:
         """One product of projections side by side, or of a part of each.
 
@@ -155,15 +164,17 @@ class PartBuilder:
             names: of the projections, or of one tensor that holds them all.
             outputs: rows of each projection.
             order: puts the rows of the whole, of which there are as many as `outputs` hold, in the order of the parts.
+            precise: is never quantised here.
         """
         stored = _stored_rows(names, outputs)
         rows = sum(map(len, outputs))
         weight = _joined(rows, (self._weight(name, part, inputs) for name, part in stored))
         weight = weight if order is None else order(weight)
+        scheme = None if precise or self._recipe is None else self._recipe.layers
         if not bias:
-            return self._pack(weight, None)
+            return self._pack(weight, None, scheme)
         joined = _joined(rows, (self._source.read(f"{name}.bias", part) for name, part in stored))
-        return self._pack(weight, joined if order is None else order(joined))
+        return self._pack(weight, joined if order is None else order(joined), scheme)
 
     def bias(self, name: str, size: int) -> Tensor:
         """A bias that is added to the sum of several ranks' products, in float32 as that is."""
@@ -172,10 +183,17 @@ class PartBuilder:
     def head(self, name: str, outputs: Span, in_features: int, *, bias: bool) -> PackedLinear:
         """A product outside the layers, stored [out, in] by all families."""
         weight = self._source.read(f"{name}.weight", outputs, Span.whole(in_features))
-        return self._pack(weight, self._source.read(f"{name}.bias", outputs) if bias else None)
+        return self._pack(weight, self._source.read(f"{name}.bias", outputs) if bias else None, None)
+
+    def vocabulary_head(self, name: str, words: Span, in_features: int) -> PackedLinear:
+        """A product that scores words."""
+        weight = self._source.read(f"{name}.weight", words, Span.whole(in_features))
+        return self._pack(weight, None, self._head_scheme)
 
     def tied_head(self, embedding: Tensor) -> PackedLinear:
         """A vocabulary head that shares the embedding's memory where packing leaves weights as they are."""
+        if self._head_scheme is not None:
+            return self._pack(embedding, None, self._head_scheme)
         packed = self._kernels.pack(embedding, None)
         self.held_bytes += 0 if packed.data is embedding else embedding.nbytes
         return packed
@@ -186,8 +204,17 @@ class PartBuilder:
             return self._source.read(f"{name}.weight", columns, rows).t().contiguous()
         return self._source.read(f"{name}.weight", rows, columns)
 
-    def _pack(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
-        self.held_bytes += weight.nbytes + (0 if bias is None else bias.nbytes)
+    @property
+    def _head_scheme(self) -> Scheme | None:
+        return None if self._recipe is None else self._recipe.head
+
+    def _pack(self, weight: Tensor, bias: Tensor | None, scheme: Scheme | None) -> PackedLinear:
+        self.held_bytes += 0 if bias is None else bias.nbytes
+        if scheme is not None:
+            packed = self._kernels.pack_codes(quantize(weight, scheme), bias)
+            self.held_bytes += packed.data.nbytes
+            return packed
+        self.held_bytes += weight.nbytes
         return self._kernels.pack(weight, bias)
 
     def _hold(self, tensor: Tensor) -> Tensor:
