@@ -52,6 +52,32 @@ class QuantizedWeight:
         zeros = self.middle if self.zeros is None else _spread(self.zeros.short(), self.group, inputs)
         return (self.codes.short() - zeros).float().mul_(_spread(self.scales, self.group, inputs))
 
+    def part(self, rows: slice, columns: slice) -> QuantizedWeight | None:
+        """Some rows and columns; None where the columns cut a group."""
+        inputs = self.codes.shape[1]
+        first, last, _ = columns.indices(inputs)
+        if (first, last) == (0, inputs):
+            return self.map_rows(lambda each: each[rows])
+        if self.scales.shape[1] == 1:
+            return replace(self.map_rows(lambda each: each[rows]), codes=self.codes[rows, columns], group=last - first)
+        if first % self.group or (last % self.group and last != inputs):
+            return None
+        groups = slice(first // self.group, -(-last // self.group))
+        zeros = None if self.zeros is None else self.zeros[rows, groups]
+        return replace(self, codes=self.codes[rows, columns], scales=self.scales[rows, groups], zeros=zeros)
+
+    def widened(self) -> QuantizedWeight:
+        """The same values in 8 bits."""
+        if self.bits == 8:
+            return self
+        return replace(
+            self, codes=self.codes + (128 - 8), zeros=None if self.zeros is None else self.zeros + 120, bits=8
+        )
+
+    def to(self, device: torch.device) -> QuantizedWeight:
+        """The same on `device`."""
+        return self.map_rows(lambda each: each.to(device))
+
     def map_rows(self, change: Callable[[Tensor], Tensor]) -> QuantizedWeight:
         """The same with `change`, which orders or chooses rows, done to all that has rows."""
         zeros = None if self.zeros is None else change(self.zeros)
@@ -63,11 +89,11 @@ def quantize(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
     outputs, inputs = weight.shape
     group = inputs if scheme.group is None else scheme.group
     groups = -(-inputs // group)
-    codes = torch.empty(outputs, inputs, dtype=torch.uint8)
-    scales = torch.empty(outputs, groups)
+    codes = torch.empty(outputs, inputs, dtype=torch.uint8, device=weight.device)
+    scales = torch.empty(outputs, groups, device=weight.device)
     rows = max(1, _PIECE // inputs)
     for start in range(0, outputs, rows):
-        part = weight[start : start + rows].float().cpu()
+        part = weight[start : start + rows].float()
         grouped = torch.nn.functional.pad(part, (0, groups * group - inputs)).view(len(part), groups, group)
         some_codes, some_scales = _quantize_groups(grouped, scheme.bits)
         codes[start : start + rows] = some_codes.flatten(1)[:, :inputs]
@@ -76,7 +102,9 @@ def quantize(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
 
 
 def join_rows(parts: list[QuantizedWeight]) -> QuantizedWeight | None:
-    """Weights below each other; None where they are not of one form."""
+    """Weights below each other, as 8 bits where only some are of 4; None where their groups differ."""
+    if len({part.bits for part in parts}) > 1:
+        parts = [part.widened() for part in parts]
     first = parts[0]
     if len({(part.bits, part.group, part.zeros is None) for part in parts}) > 1:
         return None

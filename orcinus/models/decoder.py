@@ -19,7 +19,8 @@ from orcinus.models.config import ModelConfig
 from orcinus.models.loader import Checkpoint
 from orcinus.models.quantized.recipes import Recipe
 from orcinus.models.slices import Slices
-from orcinus.models.weights import FileSource, HeaderSource, PartBuilder
+from orcinus.models.sources import FileSource, HeaderSource
+from orcinus.models.weights import PartBuilder
 from orcinus.parallel import Place, TensorGroup
 
 
@@ -78,7 +79,7 @@ class Decoder:
         slices = Slices.of(config, place or Place(), group)
         headers = _check_headers(checkpoint, config, prefix)
         mine = headers if place is None else _read_headers(checkpoint, config, prefix, slices)
-        files = FileSource(checkpoint, dtype, device, mine.num_bytes, progress)
+        files = FileSource(checkpoint, config.layout, dtype, device, mine.num_bytes, progress)
         builder = PartBuilder(files, config, kernels, recipe)
         rotaries = {rotary for rotary in config.rotaries if rotary is not None}
         tables = {rotary: rotary.table(config.max_positions, device) for rotary in rotaries}
@@ -182,13 +183,14 @@ def _check_headers(checkpoint: Checkpoint, config: ModelConfig, prefix: str) -> 
     """
     headers, names = _read_headers(checkpoint, config, prefix, Slices.of(config, Place())), config.family.names
     tied = (f"{names.head}.weight",) if config.tie_embeddings else ()
-    checkpoint.refuse_unused(headers.names, names.ignored + tied)
+    needless = config.layout.unused if config.layout is not None else lambda _: False
+    checkpoint.refuse_unused(headers.names, names.ignored + tied, needless)
     return headers
 
 
 def _read_headers(checkpoint: Checkpoint, config: ModelConfig, prefix: str, slices: Slices) -> HeaderSource:
     """Build a part without data."""
-    headers, kernels = HeaderSource(checkpoint), ReferenceKernels()
+    headers, kernels = HeaderSource(checkpoint, config.layout), ReferenceKernels()
     Assembler(PartBuilder(headers, config, kernels), config, kernels, prefix, {}, slices).body()
     return headers
 

@@ -138,12 +138,23 @@ def test_an_error_is_at_most_half_a_step_of_the_widest_scale() -> None:
         assert bool((error.square().mean(-1) <= (found.scales.square() / 4) * (1.0 if scheme.bits == 8 else 1.5)).all())
 
 
-def test_rows_of_unlike_forms_are_not_joined() -> None:
-    one, other = quantize(rows_of(4, 64), Scheme(8, None)), quantize(rows_of(4, 64), Scheme(4, 32))
-    assert join_rows([one, other]) is None
-    joined = join_rows([other, other])
-    assert joined is not None
-    assert torch.equal(joined.dequantised(), other.dequantised().repeat(2, 1))
+def test_rows_are_joined_in_the_wider_form_unless_their_groups_differ() -> None:
+    whole, wide, narrow = (quantize(rows_of(4, 64), s) for s in (Scheme(8, None), Scheme(8, 32), Scheme(4, 32)))
+    assert join_rows([whole, narrow]) is None
+    for parts in ([narrow, narrow], [narrow, wide]):
+        joined = join_rows(parts)
+        assert joined is not None
+        assert torch.equal(joined.dequantised(), torch.cat([part.dequantised() for part in parts]))
+
+
+@SETTINGS
+@given(weight=weights(), rows=st.integers(0, 150), columns=st.integers(0, 900))
+def test_a_part_is_what_the_whole_has_there(weight: QuantizedWeight, rows: int, columns: int) -> None:
+    part = weight.part(slice(rows), slice(columns, None))
+    if part is None:
+        assert columns % weight.group
+    else:
+        assert torch.equal(part.dequantised(), weight.dequantised()[:rows, columns:])
 
 
 def test_the_reference_computes_with_the_floats_that_the_codes_stand_for() -> None:
