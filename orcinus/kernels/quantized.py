@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -53,15 +54,16 @@ class QuantizedWeight:
         return (self.codes.short() - zeros).float().mul_(_spread(self.scales, self.group, inputs))
 
     def part(self, rows: slice, columns: slice) -> QuantizedWeight | None:
-        """Some rows and columns; None where the columns cut a group."""
+        """Some rows and columns; None where the columns cut a group and eight inputs wouldn't be together."""
         inputs = self.codes.shape[1]
         first, last, _ = columns.indices(inputs)
         if (first, last) == (0, inputs):
             return self.map_rows(lambda each: each[rows])
         if self.scales.shape[1] == 1:
             return replace(self.map_rows(lambda each: each[rows]), codes=self.codes[rows, columns], group=last - first)
-        if first % self.group or (last % self.group and last != inputs):
-            return None
+        finer = math.gcd(self.group, first, last if last < inputs else 0)
+        if finer < self.group:
+            return self._finer(finer).part(rows, columns) if finer % 8 == 0 else None
         groups = slice(first // self.group, -(-last // self.group))
         zeros = None if self.zeros is None else self.zeros[rows, groups]
         return replace(self, codes=self.codes[rows, columns], scales=self.scales[rows, groups], zeros=zeros)
@@ -73,6 +75,15 @@ class QuantizedWeight:
         return replace(
             self, codes=self.codes + (128 - 8), zeros=None if self.zeros is None else self.zeros + 120, bits=8
         )
+
+    def _finer(self, group: int) -> QuantizedWeight:
+        """The same values in groups of `group` inputs, a divisor of what they are in."""
+
+        def repeated(each: Tensor) -> Tensor:
+            return _spread(each, self.group, self.codes.shape[1])[:, ::group]
+
+        zeros = None if self.zeros is None else repeated(self.zeros)
+        return replace(self, scales=repeated(self.scales), zeros=zeros, group=group)
 
     def to(self, device: torch.device) -> QuantizedWeight:
         """The same on `device`."""
@@ -123,7 +134,8 @@ def _quantize_groups(grouped: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
     shares = (1.0,) if bits == 8 else _SHARES
     best_error, best = torch.full_like(largest, torch.inf), torch.ones_like(largest)
     for share in shares:
-        scale = (largest * (share / (middle - 1))).where(largest > 0, 1)
+        # Rounded as it may be stored, so that what is saved and loaded again has the same bits.
+        scale = (largest * (share / (middle - 1))).bfloat16().float().where(largest > 0, 1)
         if len(shares) == 1:
             best = scale
             break
