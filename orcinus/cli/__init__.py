@@ -16,6 +16,7 @@ from orcinus.cli.explain import explain
 from orcinus.cli.generate import generate
 from orcinus.cli.options import meant
 from orcinus.cli.profile import profile
+from orcinus.cli.quantize import quantize
 from orcinus.cli.replay import replay
 from orcinus.cli.serve import serve
 from orcinus.cli.simulate import simulate
@@ -44,6 +45,7 @@ def run(arguments: Sequence[str]) -> int:
     app.command(generate)
     app.command(bench)
     app.command(evaluate, name="eval")
+    app.command(quantize)
     app.command(profile)
     app.command(simulate)
     app.command(replay)

@@ -99,6 +99,7 @@ def worker_config(config: EngineConfig) -> WorkerConfig:
         device=config.device,
         kernels=config.kernels,
         model_impl=config.model_impl,
+        quantization=config.quantization,
         threads=config.threads,
         allow_batch_variance=config.allow_batch_variance,
         block_size=config.block_size,

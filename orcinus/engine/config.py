@@ -40,6 +40,8 @@ class EngineConfig:
         kernels: auto, cpu (native) or reference (plain torch).
         model_impl: orcinus (our own table of families), transformers (its modelling code over our KV: slower), or auto:
             ours where the model has an entry.
+        quantization: int8 or int4 weights, made at load from a checkpoint of floats; None takes them as they are
+            stored, quantised or not.
         threads: of the matrix kernels, in each worker process; None shares all cores among them.
         tensor_parallel_size: worker processes that each hold a slice of every layer.
         pipeline_parallel_size: stages that each hold some of the layers; each has tensor_parallel_size workers, and as
@@ -69,6 +71,7 @@ class EngineConfig:
     max_overtakes: int = 8
     kernels: Literal["auto", "cpu", "reference"] = "auto"
     model_impl: Literal["auto", "orcinus", "transformers"] = "auto"
+    quantization: Literal["int8", "int4"] | None = None
     threads: int | None = None
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1

@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from orcinus.kernels.quantized import QuantizedWeight
+
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 
@@ -49,12 +51,17 @@ class AttentionBatch:
 
 @dataclass(frozen=True, slots=True)
 class PackedLinear:
-    """A weight in the form a kernel set likes. `data` belongs to that kernel set alone."""
+    """A weight in the form a kernel set likes. `data` belongs to that kernel set alone; it has `nbytes`.
+
+    Args:
+        bits: of a weight of integers, None for floats.
+    """
 
     out_features: int
     in_features: int
     data: Any
     bias: Tensor | None
+    bits: int | None = None
 
 
 class KernelSet(Protocol):
@@ -64,6 +71,10 @@ class KernelSet(Protocol):
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
         """Prepare `weight` [out, in]; the plain copy can be dropped afterwards."""
+        ...
+
+    def pack_codes(self, weight: QuantizedWeight, bias: Tensor | None) -> PackedLinear:
+        """Prepare a weight of integers; `linear` may round its rows to 8 bits as well, each by itself."""
         ...
 
     def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from orcinus.errors import BatchVarianceError
-from orcinus.kernels import KernelSet
+from orcinus.kernels import KernelSet, PackedLinear
 
 # Rows at once against which the others are compared: more than two tiles, and a short one at the end.
 _CROWD = 73
@@ -32,15 +32,36 @@ def check_batch_invariance(
     values = torch.randn(_PERIOD, generator=generator)
     for in_features, out_features in shapes:
         x = torch.randn(_CROWD, in_features, generator=generator).to(device, dtype)
-        weight = _repeated(values.to(device, dtype), out_features, in_features)
-        varying = _varying_company(kernels, x, weight)
+        packed = kernels.pack(_repeated(values.to(device, dtype), out_features, in_features), None)
+        varying = _varying_company(kernels, x, packed)
         if varying is not None:
-            first, rows = varying
-            raise BatchVarianceError(
-                f"the {kernels.name} kernels give rows {first} to {first + rows - 1} of a product {in_features} x "
-                f"{out_features} in {dtype} other bits alone than among {_CROWD}, so answers would depend on the "
-                "requests beside them. Choose another kernel set or dtype, or accept it with --allow-batch-variance."
-            )
+            _refuse(kernels, varying, packed, str(dtype))
+
+
+def check_quantized(
+    kernels: KernelSet, products: Iterable[PackedLinear], dtype: torch.dtype, device: torch.device
+) -> None:
+    """The same for products with weights of integers, one of each form.
+
+    Raises:
+        BatchVarianceError: some row's bits changed.
+    """
+    generator = torch.Generator().manual_seed(0)
+    forms = {(p.in_features, p.out_features, p.data.nbytes): p for p in products}
+    for packed in forms.values():
+        x = torch.randn(_CROWD, packed.in_features, generator=generator).to(device, dtype)
+        varying = _varying_company(kernels, x, packed)
+        if varying is not None:
+            _refuse(kernels, varying, packed, f"{packed.bits} bits")
+
+
+def _refuse(kernels: KernelSet, varying: tuple[int, int], packed: PackedLinear, precision: str) -> None:
+    first, rows = varying
+    raise BatchVarianceError(
+        f"the {kernels.name} kernels give rows {first} to {first + rows - 1} of a product {packed.in_features} x "
+        f"{packed.out_features} in {precision} other bits alone than among {_CROWD}, so answers would depend on the "
+        "requests beside them. Choose another kernel set or dtype, or accept it with --allow-batch-variance."
+    )
 
 
 def _repeated(values: Tensor, out_features: int, in_features: int) -> Tensor:
@@ -49,9 +70,8 @@ def _repeated(values: Tensor, out_features: int, in_features: int) -> Tensor:
     return values.repeat(-(-size // _PERIOD))[:size].view(out_features, in_features)
 
 
-def _varying_company(kernels: KernelSet, x: Tensor, weight: Tensor) -> tuple[int, int] | None:
+def _varying_company(kernels: KernelSet, x: Tensor, packed: PackedLinear) -> tuple[int, int] | None:
     """The first (first row, rows) whose bits differ from the crowd's."""
-    packed = kernels.pack(weight, None)
     crowd = kernels.linear(x, packed)
     for first, rows in _COMPANIES:
         if not torch.equal(kernels.linear(x[first : first + rows], packed), crowd[first : first + rows]):

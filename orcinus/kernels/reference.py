@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from orcinus.kernels import Activation, AttentionBatch, AttentionSpec, PackedLinear
+from orcinus.kernels.quantized import QuantizedWeight
 
 # Keys summed at a time in attention; tiles begin at multiples of this position.
 KEY_TILE = 128
@@ -52,6 +53,10 @@ class ReferenceKernels:
             # one is MKL's, which cuts long sums differently for one thread and for two; this one doesn't.
             weight = torch.ops.mkldnn._reorder_linear_weight(weight, self._row_tile)
         return PackedLinear(out_features, in_features, weight, bias)
+
+    def pack_codes(self, weight: QuantizedWeight, bias: Tensor | None) -> PackedLinear:
+        """Prepare a quantised weight as the floats that it stands for; it takes their memory."""
+        return replace(self.pack(weight.dequantised(), None if bias is None else bias.float()), bits=weight.bits)
 
     def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
         """[tokens, in] → [tokens, out], tile by tile."""

@@ -121,7 +121,7 @@ class Assembler:
             return None
         if config.tie_embeddings:
             return self.builder.tied_head(self._words() if embedding is None else embedding.words)
-        return self.builder.head(name, self.slices.words, config.embedding_size, bias=False)
+        return self.builder.vocabulary_head(name, self.slices.words, config.embedding_size)
 
     def _classifier(self) -> Classifier | None:
         """Likewise."""

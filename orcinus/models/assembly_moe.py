@@ -31,7 +31,9 @@ def moe_mlp(builder: PartBuilder, config: ModelConfig, kernels: KernelSet, prefi
             activation=config.activation,
         )
 
-    gate = builder.linear((prefix + names.gate,), (Span.whole(moe.num_experts),), Span.whole(hidden), bias=False)
+    gate = builder.linear(
+        (prefix + names.gate,), (Span.whole(moe.num_experts),), Span.whole(hidden), bias=False, precise=True
+    )
     router = Router(kernels, gate, moe.top_k, moe.normalise_weights)
     mine = slices.experts
     return MoeMlp(router, tuple(expert(number) for number in range(mine.start, mine.stop)), mine, slices.group)

@@ -16,6 +16,7 @@ from orcinus.models.families import FAMILIES
 from orcinus.models.families.family import Family, Flag, Residual, Switch, Use
 from orcinus.models.fields import ConfigFields
 from orcinus.models.pooling import read_pooling
+from orcinus.models.quantized.layouts import Layout, layout_of
 
 _ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
@@ -45,6 +46,7 @@ class ModelConfig:
         windows: one entry a layer; the keys that a row sees, its own included, or None for all.
         rotaries: one entry a layer; None where positions enter otherwise.
         dtype: as the checkpoint names it, `float32` if it doesn't.
+        layout: how weights of integers are stored; None where all are floats.
     """
 
     family: Family
@@ -76,6 +78,7 @@ class ModelConfig:
     logit_soft_cap: float | None
     moe: MoeConfig | None
     dtype: str
+    layout: Layout | None
 
 
 def find_folder(name: str | Path) -> Path:
@@ -146,6 +149,7 @@ def load_config(folder: Path) -> ModelConfig:
         logit_soft_cap=fields.optional_positive(keys.logit_soft_cap),
         moe=read_moe(fields, family, num_layers),
         dtype=fields.text("dtype", default=fields.text("torch_dtype", default="float32")),
+        layout=layout_of(fields),
     )
 
 
@@ -165,8 +169,6 @@ def _family(fields: ConfigFields) -> tuple[Family, str]:
 
 def _refuse_unserved(fields: ConfigFields, family: Family) -> None:
     """Options whose neglect would give wrong answers."""
-    if fields.values.get("quantization_config") is not None:
-        raise fields.error("quantised weights (quantization_config) aren't served; use the float checkpoint.")
     for key, value in family.only.items():
         if fields.values.get(key, value) != value:
             raise fields.error(f"{key} is {fields.values[key]!r}; only {value!r} is served.")

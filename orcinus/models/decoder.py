@@ -11,14 +11,16 @@ from torch import Tensor
 
 from orcinus.core.request import PoolingType
 from orcinus.kernels import AttentionBatch, KernelSet
-from orcinus.kernels.check import check_batch_invariance
+from orcinus.kernels.check import check_batch_invariance, check_quantized
 from orcinus.kernels.reference import ReferenceKernels
 from orcinus.models import ModelShape
 from orcinus.models.assembly import Assembler, Body
 from orcinus.models.config import ModelConfig
 from orcinus.models.loader import Checkpoint
+from orcinus.models.quantized.recipes import Recipe
 from orcinus.models.slices import Slices
-from orcinus.models.weights import FileSource, HeaderSource, PartBuilder
+from orcinus.models.sources import FileSource, HeaderSource
+from orcinus.models.weights import PartBuilder
 from orcinus.parallel import Place, TensorGroup
 
 
@@ -32,6 +34,7 @@ class Decoder:
         weight_bytes: memory that the model keeps: weights as packed (a tied head that packing copies counts twice)
             and the rotary table.
         weights_revision: `Checkpoint.revision`.
+        recipe: what was quantised at load.
     """
 
     config: ModelConfig
@@ -43,6 +46,7 @@ class Decoder:
     num_parameters: int
     weight_bytes: int
     weights_revision: str
+    recipe: Recipe | None
 
     @classmethod
     def load(
@@ -56,6 +60,7 @@ class Decoder:
         progress: Callable[[int, int], None] | None = None,
         place: Place | None = None,
         group: TensorGroup | None = None,
+        recipe: Recipe | None = None,
     ) -> Decoder:
         """Read the weights in `folder`, tensor by tensor, but only those that `place` is for.
 
@@ -63,6 +68,7 @@ class Decoder:
             progress: called with bytes done and bytes in all.
             place: among the workers that hold the model together; None holds all of it.
             group: the ranks of this worker's stage.
+            recipe: what is quantised at load.
 
         Raises:
             ConfigurationError: the model can't be cut so.
@@ -73,13 +79,15 @@ class Decoder:
         slices = Slices.of(config, place or Place(), group)
         headers = _check_headers(checkpoint, config, prefix)
         mine = headers if place is None else _read_headers(checkpoint, config, prefix, slices)
-        files = FileSource(checkpoint, dtype, device, mine.num_bytes, progress)
-        builder = PartBuilder(files, config, kernels)
+        files = FileSource(checkpoint, config.layout, dtype, device, mine.num_bytes, progress)
+        builder = PartBuilder(files, config, kernels, recipe)
         rotaries = {rotary for rotary in config.rotaries if rotary is not None}
         tables = {rotary: rotary.table(config.max_positions, device) for rotary in rotaries}
         body = Assembler(builder, config, kernels, prefix, tables, slices).body()
         held_bytes = builder.held_bytes + sum(table.nbytes for table in tables.values())
-        return cls(config, kernels, slices, body, dtype, device, headers.num_elements, held_bytes, checkpoint.revision)
+        return cls(
+            config, kernels, slices, body, dtype, device, headers.num_elements, held_bytes, checkpoint.revision, recipe
+        )
 
     @property
     def shape(self) -> ModelShape:
@@ -111,7 +119,7 @@ class Decoder:
     @property
     def implementation(self) -> str:
         """See `Model.implementation`."""
-        return "eager"
+        return "eager" if self.recipe is None else f"eager-{self.recipe.name}"
 
     def check_batch_invariance(self) -> None:
         """Compare rows alone and in a crowd, for every product of the model.
@@ -119,7 +127,10 @@ class Decoder:
         Raises:
             BatchVarianceError: a row's bits depend on its company.
         """
-        check_batch_invariance(self.kernels, self.linear_shapes(), self.dtype, self.device)
+        products = self.body.products
+        shapes = sorted({(p.in_features, p.out_features) for p in products if p.bits is None})
+        check_batch_invariance(self.kernels, shapes, self.dtype, self.device)
+        check_quantized(self.kernels, [p for p in products if p.bits is not None], self.dtype, self.device)
 
     def forward(
         self,
@@ -175,13 +186,14 @@ def _check_headers(checkpoint: Checkpoint, config: ModelConfig, prefix: str) -> 
     """
     headers, names = _read_headers(checkpoint, config, prefix, Slices.of(config, Place())), config.family.names
     tied = (f"{names.head}.weight",) if config.tie_embeddings else ()
-    checkpoint.refuse_unused(headers.names, names.ignored + tied)
+    needless = config.layout.unused if config.layout is not None else lambda _: False
+    checkpoint.refuse_unused(headers.names, names.ignored + tied, needless)
     return headers
 
 
 def _read_headers(checkpoint: Checkpoint, config: ModelConfig, prefix: str, slices: Slices) -> HeaderSource:
     """Build a part without data."""
-    headers, kernels = HeaderSource(checkpoint), ReferenceKernels()
+    headers, kernels = HeaderSource(checkpoint, config.layout), ReferenceKernels()
     Assembler(PartBuilder(headers, config, kernels), config, kernels, prefix, {}, slices).body()
     return headers
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -20,7 +20,10 @@ INDEX_FILE = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
 # Of each tensor, for the revision.
 SAMPLE_BYTES = 256
-_SERVED_DTYPES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
+_FLOATS = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
+# Of quantised weights.
+_INTEGERS = {"I64": 8, "I32": 4, "I8": 1, "U8": 1}
+_SERVED_DTYPES = _FLOATS | _INTEGERS
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _REQUESTED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -55,13 +58,18 @@ def resolve_dtype(requested: str, stored: str, device: torch.device) -> tuple[to
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a tensor lies, under which name, and its shape. `offset` counts from the file's first byte."""
+    """Where a tensor lies, under which name, and its shape. `offset` counts from the file's first byte.
+
+    Args:
+        dtype: as the file names it.
+    """
 
     file: Path
     name: str
     offset: int
     shape: tuple[int, ...]
     num_bytes: int
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +109,10 @@ class Checkpoint:
         return Checkpoint(self.folder, tensors, self.revision)
 
     def stored(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
-        """Where `name` lies, which must have `shape`.
+        """Where `name` lies, which must have `shape` and be of floats.
 
         Raises:
-            CheckpointError: missing or misshapen.
+            CheckpointError: missing, misshapen or quantised.
         """
         stored = self.tensors.get(name)
         if stored is None:
@@ -117,15 +125,22 @@ class Checkpoint:
                 f"{stored.file}: tensor {name} has shape {list(stored.shape)}, config.json asks for {list(shape)}. "
                 "The two belong to different models; download or save the checkpoint again."
             )
+        if stored.dtype in _INTEGERS:
+            raise CheckpointError(
+                f"{stored.file}: tensor {name} is stored as {stored.dtype} where floats are needed, and config.json's "
+                "quantization_config doesn't say how to read it. Use the checkpoint before quantisation."
+            )
         return stored
 
-    def refuse_unused(self, used: Collection[str], ignored: tuple[str, ...]) -> None:
+    def refuse_unused(
+        self, used: Collection[str], ignored: tuple[str, ...], needless: Callable[[str], bool] = lambda _: False
+    ) -> None:
         """A tensor that nobody reads belongs to a mechanism that would be missing from the answers.
 
         Raises:
-            CheckpointError: a tensor neither `used` nor ending in one of `ignored`.
+            CheckpointError: a tensor neither `used` nor ending in one of `ignored` nor `needless`.
         """
-        unused = sorted(name for name in self.tensors.keys() - used if not name.endswith(ignored))
+        unused = sorted(n for n in self.tensors.keys() - used if not n.endswith(ignored) and not needless(n))
         if unused:
             raise CheckpointError(
                 f"{self.tensors[unused[0]].file}: {len(unused)} tensors have no place in the model that config.json "
@@ -212,9 +227,9 @@ def _stored(path: Path, start: int, name: str, entry: _Entry) -> StoredTensor:
     num_bytes = entry.data_offsets[1] - entry.data_offsets[0]
     if entry.dtype not in _SERVED_DTYPES:
         raise CheckpointError(
-            f"{path}: tensor {name} is stored as {entry.dtype}; float32, bfloat16 and float16 checkpoints are served. "
+            f"{path}: tensor {name} is stored as {entry.dtype}; floats of 16 to 64 bits and integers are read. "
             "Use the checkpoint before quantisation."
         )
     if entry.data_offsets[0] < 0 or num_bytes != math.prod(entry.shape) * _SERVED_DTYPES[entry.dtype]:
         raise damaged(path, f"tensor {name} has {num_bytes} bytes for the shape {list(entry.shape)}")
-    return StoredTensor(path, name, start + entry.data_offsets[0], entry.shape, num_bytes)
+    return StoredTensor(path, name, start + entry.data_offsets[0], entry.shape, num_bytes, entry.dtype)

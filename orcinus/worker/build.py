@@ -21,6 +21,7 @@ from orcinus.models.decoder import Decoder
 from orcinus.models.foreign.check import checked_config, foreign_dtype
 from orcinus.models.foreign.decoder import ForeignDecoder
 from orcinus.models.loader import resolve_dtype
+from orcinus.models.quantized.recipes import RECIPES, RecipeName
 from orcinus.models.slices import Slices
 from orcinus.parallel import Place
 from orcinus.parallel.wiring import Links
@@ -45,6 +46,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     kernels: Literal["auto", "cpu", "reference"] = "auto"
     model_impl: Literal["auto", "orcinus", "transformers"] = "auto"
+    quantization: RecipeName | None = None
     threads: int | None = None
     allow_batch_variance: bool = False
     block_size: int = 16
@@ -201,6 +203,11 @@ def _own_config(config: WorkerConfig, place: Place) -> ModelConfig | None:
                 raise
             # It says why not, should `transformers` be missing or not know it either.
             checked_config(Path(config.model))
+    if config.quantization is not None:
+        raise ConfigurationError(
+            f"quantization is {config.quantization}, but {config.model} would run through transformers' own modelling "
+            "code, whose weights stay floats; leave quantization out"
+        )
     if place.tensor_size * place.num_stages > 1:
         raise ConfigurationError(
             f"{config.model} would run through transformers' own modelling code, which runs in one worker only; use "
@@ -224,7 +231,7 @@ def _load(
     say: Say,
 ) -> Model:
     folder = Path(config.model)
-    how = f"{str(dtype).removeprefix('torch.')}, {kernels.name}"
+    how = ", ".join(filter(None, (str(dtype).removeprefix("torch."), config.quantization, kernels.name)))
     if model_config is None:
         say(f"loading {config.model} ({how})")
         foreign = ForeignDecoder.load(folder, dtype=dtype, device=device, kernels=kernels)
@@ -240,6 +247,7 @@ def _load(
         progress=_load_progress(say),
         place=place,
         group=links.group,
+        recipe=None if config.quantization is None else RECIPES[config.quantization],
     )
 
 

@@ -33,6 +33,7 @@ RIGHT: dict[str, object] = {
     "max_overtakes": 4,
     "kernels": "reference",
     "model_impl": "orcinus",
+    "quantization": "int8",
     "threads": 1,
     "tensor_parallel_size": 1,
     "pipeline_parallel_size": 1,

@@ -283,7 +283,7 @@ WRONG: dict[str, tuple[dict[str, object], str]] = {
     "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
     "text for a flag": ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'"),
     "heads that don't divide": ({"num_key_value_heads": 3}, "don't divide"),
-    "quantised": ({"quantization_config": {"bits": 4}}, "quantised"),
+    "quantised": ({"quantization_config": {"bits": 4}}, "weights quantised by 'none'"),
 }
 
 

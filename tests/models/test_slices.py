@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from orcinus.errors import ConfigurationError
 from orcinus.kernels.reference import ReferenceKernels
-from orcinus.models import weights
+from orcinus.models import sources
 from orcinus.models.config import load_config
 from orcinus.models.decoder import Decoder
 from orcinus.models.loader import StoredTensor
@@ -37,15 +37,15 @@ def test_the_parts_that_workers_read_make_up_the_checkpoint(
 ) -> None:
     folder = saved(case)[0]
     read: Counter[str] = Counter()
-    stored_part = weights.FileSource._stored_part
+    stored_part = sources.FileSource._stored_part
 
-    def counted(self: weights.FileSource, stored: StoredTensor, axes: tuple[Span, ...]) -> torch.Tensor:
+    def counted(self: sources.FileSource, stored: StoredTensor, axes: tuple[Span, ...]) -> torch.Tensor:
         part = stored_part(self, stored, axes)
         assert part.shape == tuple(len(axis) for axis in axes)
         read[stored.name] += part.numel()
         return part
 
-    monkeypatch.setattr(weights.FileSource, "_stored_part", counted)
+    monkeypatch.setattr(sources.FileSource, "_stored_part", counted)
     config = load_config(folder)
     for place in places(*layout):
         load(folder, place)

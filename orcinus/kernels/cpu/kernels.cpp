@@ -6,6 +6,7 @@
 #include "attention.h"
 #include "attention_pairs.h"
 #include "linear.h"
+#include "linear_quantized.h"
 #include "parallel.h"
 #include "rows.h"
 #include "tiles.h"
@@ -51,6 +52,14 @@ void apply(bool gate, const T* x, const Rows& shape, T* out) {
         activate_rows<KIND>(x, shape, out);
 }
 
+// `packed` is untouched memory: asking for huge pages before it is written keeps decode's reads off the page tables.
+void advise_huge_pages(void* packed, int64_t packed_bytes) {
+    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE)), start = reinterpret_cast<uintptr_t>(packed);
+    const uintptr_t first = (start + page - 1) / page * page, end = (start + packed_bytes) / page * page;
+    // Advice only: a refusal costs speed, nothing else.
+    if (first < end) (void)madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+}
+
 }  // namespace
 
 #pragma GCC visibility push(default)
@@ -67,13 +76,9 @@ int64_t orcinus_packed_elements(int64_t dtype, int64_t out_features, int64_t in_
     return with_dtype(dtype, [&](auto t) { return panel_elements<decltype(t)>(out_features, in_features); });
 }
 
-// `packed` is untouched memory: asking for huge pages before it is written keeps decode's reads off the page tables.
 void orcinus_pack(int64_t dtype, const void* weight, int64_t row_stride, int64_t out_features, int64_t in_features,
                   void* packed, int64_t packed_bytes) {
-    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE)), start = reinterpret_cast<uintptr_t>(packed);
-    const uintptr_t first = (start + page - 1) / page * page, end = (start + packed_bytes) / page * page;
-    // Advice only: a refusal costs speed, nothing else.
-    if (first < end) (void)madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+    advise_huge_pages(packed, packed_bytes);
 #if defined(BFLOAT16_PRODUCTS)
     if (dtype == BFLOAT16)
         return bfloat16::pack(static_cast<const bf16*>(weight), row_stride, out_features, in_features, static_cast<bf16*>(packed));
@@ -100,6 +105,28 @@ int32_t orcinus_linear(int64_t dtype, int64_t out_dtype, const void* x, const vo
 #else
         linear_fma(static_cast<const bf16*>(x), static_cast<const bf16*>(packed), shape, static_cast<Out*>(out));
 #endif
+    });
+    return OK;
+}
+
+int64_t orcinus_code_bytes(const CodeForm* form) { return form->panels() * form->panel_bytes(); }
+
+void orcinus_pack_codes(const CodeForm* form, const uint8_t* codes, const float* scales, const uint8_t* zeros, uint8_t* packed) {
+    advise_huge_pages(packed, orcinus_code_bytes(form));
+    pack_codes(*form, codes, scales, zeros, packed);
+}
+
+// `out_dtype` is `dtype`, or float32.
+int32_t orcinus_quantized_linear(const CodeForm* form, int64_t dtype, int64_t out_dtype, const void* x, const uint8_t* packed,
+                                 const float* bias, int64_t rows, int64_t x_stride, void* out) {
+    if (dtype == FLOAT32 && out_dtype != FLOAT32) return BAD_DTYPE;
+    const LinearShape shape{rows, form->in_features, form->out_features, x_stride, form->out_features, bias};
+    with_dtype(dtype, [&](auto t) {
+        using T = decltype(t);
+        if (out_dtype == FLOAT32)
+            QuantizedProduct<T, float>(*form, static_cast<const T*>(x), packed, shape, static_cast<float*>(out)).run();
+        else
+            QuantizedProduct<T, T>(*form, static_cast<const T*>(x), packed, shape, static_cast<T*>(out)).run();
     });
     return OK;
 }

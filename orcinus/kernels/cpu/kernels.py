@@ -12,6 +12,8 @@ from torch import Tensor
 from orcinus.errors import ConfigurationError, PlanError
 from orcinus.kernels import Activation, AttentionBatch, AttentionSpec, PackedLinear
 from orcinus.kernels.cpu.library import NativeBuildError, load, runnable
+from orcinus.kernels.cpu.quantized import PackedCodes, pack_codes
+from orcinus.kernels.quantized import QuantizedWeight
 
 # As in kernels.cpp.
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
@@ -22,6 +24,9 @@ _SIGNATURES: dict[str, tuple[type | None, str]] = {
     "orcinus_packed_elements": (c_int64, "iii"),
     "orcinus_pack": (None, "ipiiipi"),
     "orcinus_linear": (c_int32, "iipppiiiip"),
+    "orcinus_code_bytes": (c_int64, "p"),
+    "orcinus_pack_codes": (None, "ppppp"),
+    "orcinus_quantized_linear": (c_int32, "piipppiip"),
     "orcinus_rms_norm": (None, "iippfiiip"),
     "orcinus_layer_norm": (None, "iipppfiiip"),
     "orcinus_activate": (None, "iiipiiip"),
@@ -92,6 +97,10 @@ class CpuKernels:
         )
         return PackedLinear(out_features, in_features, packed, None if bias is None else bias.float().contiguous())
 
+    def pack_codes(self, weight: QuantizedWeight, bias: Tensor | None) -> PackedLinear:
+        """Prepare a quantised weight; the product rounds its rows to 8 bits too, each by itself and group by group."""
+        return pack_codes(self._library, weight, bias)
+
     def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
         """[tokens, in] → [tokens, out], in x's dtype. Each row's bits are those that it has alone."""
         return self._product(x, packed, x.dtype)
@@ -102,6 +111,8 @@ class CpuKernels:
 
     def _product(self, x: Tensor, packed: PackedLinear, dtype: torch.dtype) -> Tensor:
         weights = packed.data
+        if isinstance(weights, PackedCodes):
+            return self._quantized_product(x, packed, weights, dtype)
         if x.dtype is not weights.dtype or x.shape[-1] != packed.in_features:
             weight = f"{weights.dtype} [{packed.out_features}, {packed.in_features}]"
             raise ConfigurationError(f"no product of {x.dtype} {list(x.shape)} with a weight of {weight}")
@@ -111,6 +122,18 @@ class CpuKernels:
         self._library.orcinus_linear(
             _code(x.dtype), _code(dtype), x.data_ptr(), weights.data_ptr(), _address(packed.bias), rows,
             packed.in_features, packed.out_features, x.stride(0), out.data_ptr(),
+        )  # fmt: skip
+        return out
+
+    def _quantized_product(self, x: Tensor, packed: PackedLinear, codes: PackedCodes, dtype: torch.dtype) -> Tensor:
+        if x.shape[-1] != packed.in_features:
+            weight = f"{codes.form.bits}-bit [{packed.out_features}, {packed.in_features}]"
+            raise ConfigurationError(f"no product of {list(x.shape)} with a weight of {weight}")
+        x = _unit_stride(x)
+        out = torch.empty(x.shape[0], packed.out_features, dtype=dtype)
+        self._library.orcinus_quantized_linear(
+            codes.form_address, _code(x.dtype), _code(dtype), x.data_ptr(), codes.data.data_ptr(),
+            _address(packed.bias), x.shape[0], x.stride(0), out.data_ptr(),
         )  # fmt: skip
         return out
 

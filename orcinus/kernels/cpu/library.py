@@ -51,8 +51,11 @@ _AVX512 = InstructionSet(
     _AVX2.cpu_flags | {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
     ("-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
 )
+# All processors that have the former have the latter.
 _AVX512_BF16 = InstructionSet(
-    "avx512bf16", _AVX512.cpu_flags | {"avx512_bf16"}, (*_AVX512.compiler_flags, "-mavx512bf16")
+    "avx512bf16",
+    _AVX512.cpu_flags | {"avx512_bf16", "avx512_vnni"},
+    (*_AVX512.compiler_flags, "-mavx512bf16", "-mavx512vnni"),
 )
 _AMX = InstructionSet(
     "amx",
