@@ -180,20 +180,19 @@ def attention(kernels: CpuKernels, dtype: torch.dtype, rounds: int) -> None:
 
 
 def rows(kernels: CpuKernels, dtype: torch.dtype, rounds: int) -> None:
-    cos_sin, slots = torch.randn(4096, 2, 32), None
+    cos_sin = torch.randn(4096, 2, 32)
     for tokens in (1, 64, 512):
         x, weight = torch.randn(tokens, 768, dtype=dtype), torch.ones(768, dtype=dtype)
         wide, qkv = torch.randn(tokens, 4096, dtype=dtype), torch.randn(tokens, 20, 64, dtype=dtype)
-        positions, slots = torch.arange(tokens), torch.arange(tokens)
-        keys, values = torch.zeros(2, 64, 4, 16, 64, dtype=dtype)
+        none, places = torch.empty(0, dtype=torch.int32), torch.arange(tokens)
+        batch, kv = AttentionBatch(none, none, none, places, places), torch.zeros(2, 64, 4, 16, 64, dtype=dtype)
         result = medians(
             {
                 "rms_norm": lambda x=x, w=weight: kernels.rms_norm(x, w, 1e-5),
                 "F.rms_norm": lambda x=x, w=weight: F.rms_norm(x, (768,), w, 1e-5),
                 "gated": lambda wide=wide: kernels.gated(wide, "silu"),
-                "rotate": lambda qkv=qkv, p=positions: kernels.rotate(qkv[:, :12], p, cos_sin),
-                "write_kv": lambda qkv=qkv, s=slots, k=keys, v=values: kernels.write_kv(
-                    qkv[:, 12:16], qkv[:, 16:], k, v, s
+                "place": lambda qkv=qkv, b=batch, kv=kv: kernels.place(
+                    qkv[:, :12], qkv[:, 12:16], qkv[:, 16:], b, cos_sin, (kv[0], kv[1])
                 ),
             },
             rounds,

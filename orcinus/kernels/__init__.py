@@ -93,13 +93,6 @@ class KernelSet(Protocol):
         """Layer norm over the last axis."""
         ...
 
-    def rotate(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> Tensor:
-        """Rotary embedding (halves, not pairs) of x [tokens, heads, head_dim].
-
-        `cos_sin` is float32 [positions, 2, rotary_dim / 2]; dimensions past rotary_dim stay as they are.
-        """
-        ...
-
     def gated(self, x: Tensor, activation: Activation) -> Tensor:
         """[tokens, 2 · inner] → act(first half) · second half, [tokens, inner]."""
         ...
@@ -108,8 +101,18 @@ class KernelSet(Protocol):
         """Elementwise activation."""
         ...
 
-    def write_kv(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
-        """Store k, v [tokens, kv_heads, head_dim] at `slots` of one layer's KV tensors."""
+    def place(
+        self, q: Tensor, k: Tensor, v: Tensor, batch: AttentionBatch, cos_sin: Tensor | None, kv: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Turn q and k by the rotary embedding (halves, not pairs), store k and v at the batch's slots; returns q.
+
+        q may be turned where it lies. Only `attention` of the same kernels knows how a block's bytes are laid out.
+
+        Args:
+            q: [tokens, heads, head_dim]; k and v have the KV heads.
+            cos_sin: float32 [positions, 2, rotary_dim / 2]; dimensions past rotary_dim stay as they are. None: all do.
+            kv: one layer's keys and values.
+        """
         ...
 
     def attention(self, q: Tensor, keys: Tensor, values: Tensor, batch: AttentionBatch, spec: AttentionSpec) -> Tensor:

@@ -98,17 +98,6 @@ class ReferenceKernels:
         bias = None if bias is None else bias.float()
         return F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias, eps).to(x.dtype)
 
-    def rotate(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> Tensor:
-        """Rotary embedding (halves, not pairs), computed in float32."""
-        half = cos_sin.shape[-1]
-        cos, sin = cos_sin[positions].unsqueeze(2).unbind(1)  # each [tokens, 1, half]
-        first, second = x[..., :half].float(), x[..., half : 2 * half].float()
-        out = torch.empty_like(x)
-        out[..., :half] = first * cos - second * sin
-        out[..., half : 2 * half] = second * cos + first * sin
-        out[..., 2 * half :] = x[..., 2 * half :]
-        return out
-
     def gated(self, x: Tensor, activation: Activation) -> Tensor:
         """[tokens, 2 · inner] → act(first half) · second half."""
         gate, up = x.chunk(2, dim=-1)
@@ -118,12 +107,18 @@ class ReferenceKernels:
         """Elementwise activation, computed in float32."""
         return _activate(x.float(), activation).to(x.dtype)
 
-    def write_kv(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
-        """Store k, v [tokens, kv_heads, head_dim] at `slots` of one layer's KV tensors."""
+    def place(
+        self, q: Tensor, k: Tensor, v: Tensor, batch: AttentionBatch, cos_sin: Tensor | None, kv: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Turn q and k by the rotary embedding, if there is one, store k and v at the batch's slots; returns q."""
+        if cos_sin is not None:
+            q, k = _rotated(q, batch.positions, cos_sin), _rotated(k, batch.positions, cos_sin)
+        keys, values = kv
         block_size = keys.shape[2]
-        blocks, offsets = slots // block_size, slots % block_size
+        blocks, offsets = batch.slots // block_size, batch.slots % block_size
         keys[blocks, :, offsets] = k
         values[blocks, :, offsets] = v
+        return q
 
     def attention(self, q: Tensor, keys: Tensor, values: Tensor, batch: AttentionBatch, spec: AttentionSpec) -> Tensor:
         """Attention of q [tokens, heads, head_dim] over each row's own sequence → [tokens, heads · head_dim].
@@ -151,6 +146,18 @@ def _onednn_takes(weight: Tensor) -> bool:
     if weight.device.type != "cpu" or not available:
         return False
     return weight.dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _rotated(x: Tensor, positions: Tensor, cos_sin: Tensor) -> Tensor:
+    """Rotary embedding (halves, not pairs) of x [tokens, heads, head_dim], computed in float32."""
+    half = cos_sin.shape[-1]
+    cos, sin = cos_sin[positions].unsqueeze(2).unbind(1)  # each [tokens, 1, half]
+    first, second = x[..., :half].float(), x[..., half : 2 * half].float()
+    out = torch.empty_like(x)
+    out[..., :half] = first * cos - second * sin
+    out[..., half : 2 * half] = second * cos + first * sin
+    out[..., 2 * half :] = x[..., 2 * half :]
+    return out
 
 
 def _activate(x: Tensor, activation: Activation) -> Tensor:

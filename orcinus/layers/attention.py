@@ -41,9 +41,5 @@ class Attention:
             q = self.query_norm(q)
         if self.key_norm is not None:
             k = self.key_norm(k)
-        if self.cos_sin is not None:
-            q = kernels.rotate(q, batch.positions, self.cos_sin)
-            k = kernels.rotate(k, batch.positions, self.cos_sin)
-        keys, values = kv
-        kernels.write_kv(k, v, keys, values, batch.slots)
-        return project(kernels, kernels.attention(q, keys, values, batch, spec), self.output, self.partial)
+        q = kernels.place(q, k, v, batch, self.cos_sin, kv)
+        return project(kernels, kernels.attention(q, *kv, batch, spec), self.output, self.partial)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from cache_layout import laid, written_at
 from torch import Tensor
 
 from orcinus.errors import ConfigurationError, PlanError
@@ -187,14 +188,25 @@ def test_rotary_embedding_turns_halves(
     cos, sin = cos_sin.double()[positions, None, 0], cos_sin.double()[positions, None, 1]
     first, second = x.double()[..., :half], x.double()[..., half:rotary_dim]
     exact = torch.cat([first * cos - second * sin, second * cos + first * sin, x.double()[..., rotary_dim:]], dim=-1)
-    result = kernels.rotate(x, positions, cos_sin)
+    slots = torch.arange(len(x))
+    kv, other_kv = torch.zeros(2, 2, 6, 3, 16, head_dim, dtype=dtype)
+    result = kernels.place(x.clone(), x, x, written_at(slots, positions), cos_sin, (kv[0], kv[1]))
     assert_close(result, exact, 4)
-    assert torch.equal(result[17:18], kernels.rotate(x[17:18], positions[17:18], cos_sin))
+    one = kernels.place(
+        x[17:18].clone(), x[:1], x[:1], written_at(slots[:1], positions[17:18]), cos_sin, (kv[0], kv[1])
+    )
+    assert torch.equal(result[17:18], one)
+    # A key is turned as a query is, and a value is not.
+    kernels.place(x.clone(), x, x, written_at(slots, positions), cos_sin, (kv[0], kv[1]))
+    kernels.place(x.clone(), result, x, written_at(slots), None, (other_kv[0], other_kv[1]))
+    assert torch.equal(kv, other_kv)
 
 
 def test_a_position_outside_the_rotary_table_is_refused(kernels: CpuKernels) -> None:
+    x, keys = torch.ones(1, 1, 8), torch.zeros(2, 1, 16, 8)
     with pytest.raises(PlanError, match="position"):
-        kernels.rotate(torch.zeros(1, 1, 8), torch.tensor([4]), torch.zeros(4, 2, 4))
+        kernels.place(x, x, x, written_at(torch.tensor([0]), torch.tensor([4])), torch.zeros(4, 2, 4), (keys, keys))
+    assert not keys.any()
 
 
 def exact_activation(x: Tensor, name: str) -> Tensor:
@@ -233,24 +245,27 @@ def test_activations_at_the_edges(kernels: CpuKernels, name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_kv_lands_in_its_slots_and_nowhere_else(kernels: CpuKernels, threads: int, dtype: torch.dtype) -> None:
-    keys, values = torch.full((2, 9, 3, 16, 40), math.nan, dtype=dtype)
-    qkv = normal(28, 50, 10, 40, dtype=dtype)
+@pytest.mark.parametrize("head_dim", [40, 48])
+def test_kv_lands_in_its_slots_and_nowhere_else(
+    kernels: CpuKernels, threads: int, dtype: torch.dtype, head_dim: int
+) -> None:
+    cache, expected = torch.full((2, 2, 9, 3, 16, head_dim), math.nan, dtype=dtype)
+    qkv = normal(28, 50, 10, head_dim, dtype=dtype)
     k, v = qkv[:, 4:7], qkv[:, 7:]
     slots = torch.randperm(9 * 16, generator=generator(29))[:50]
-    expected_keys, expected_values = keys.clone(), values.clone()
-    expected_keys[slots // 16, :, slots % 16] = k
-    expected_values[slots // 16, :, slots % 16] = v
-    kernels.write_kv(k, v, keys, values, slots)
-    assert torch.equal(keys.nan_to_num(7), expected_keys.nan_to_num(7))
-    assert torch.equal(values.nan_to_num(7), expected_values.nan_to_num(7))
+    for x, plain in ((k, expected[0]), (v, expected[1])):
+        plain[slots // 16, :, slots % 16] = x
+    kernels.place(qkv[:, :4], k, v, written_at(slots), None, (cache[0], cache[1]))
+    # Of each block and head the same numbers, in the kernels' own order; what nobody wrote is as it was.
+    assert torch.equal(*(x.flatten(-2).sort().values.nan_to_num(7) for x in (cache, expected)))
+    assert torch.equal(*(x.nan_to_num(7) for x in (cache, torch.stack(laid(kernels, *expected)))))
 
 
 def test_a_slot_outside_the_kv_tensors_is_refused(kernels: CpuKernels) -> None:
-    keys = torch.zeros(2, 1, 16, 8)
+    keys, x = torch.zeros(2, 1, 16, 8), torch.ones(1, 1, 8)
     for slot in (-1, 32):
         with pytest.raises(PlanError, match="slot"):
-            kernels.write_kv(torch.ones(1, 1, 8), torch.ones(1, 1, 8), keys, keys, torch.tensor([slot]))
+            kernels.place(x, x, x, written_at(torch.tensor([slot])), None, (keys, keys))
     assert not keys.any()
 
 
@@ -282,7 +297,7 @@ class Scene:
 
     def run(self, kernels: CpuKernels, work: list[tuple[int, int, int]]) -> list[Tensor]:
         q, batch = self.batch(work)
-        out = kernels.attention(q, self.keys, self.values, batch, self.spec)
+        out = kernels.attention(q, *laid(kernels, self.keys, self.values), batch, self.spec)
         return list(out.split([last - first for _, first, last in work]))
 
 

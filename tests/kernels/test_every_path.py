@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from cache_layout import laid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -167,7 +168,7 @@ def test_attention_of_any_layer_agrees_with_plain_torch_in_float64(
     size = plain.attention(q.double(), keys.double(), values.double().abs(), batch, spec)
     # bfloat16: the weights may be rounded too (as flash attention does), so the error is of the values' size.
     terms = 10 * size if dtype is torch.float32 else size * (2**-8 / 2e-6)
-    assert_within(kernels.attention(q, keys, values, batch, spec), exact.double(), terms.double())
+    assert_within(kernels.attention(q, *laid(kernels, keys, values), batch, spec), exact.double(), terms.double())
 
 
 @SETTINGS
@@ -175,7 +176,8 @@ def test_attention_of_any_layer_agrees_with_plain_torch_in_float64(
 def test_a_row_attends_alone_with_the_bits_that_it_has_in_company(
     kernels: CpuKernels, spec: AttentionSpec, work: list[tuple[int, int]], dtype: torch.dtype, drawn: int
 ) -> None:
-    q, keys, values, batch = scene(spec, work, dtype, 16)
+    q, plain_keys, plain_values, batch = scene(spec, work, dtype, 16)
+    keys, values = laid(kernels, plain_keys, plain_values)
     with threads(2):
         crowd = kernels.attention(q, keys, values, batch, spec)
     row = drawn % len(q)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from cache_layout import written_at
 from torch import Tensor
 
 from orcinus.kernels import Activation, AttentionBatch, AttentionSpec
@@ -124,7 +125,9 @@ def test_activations_are_finite_and_right_at_the_ends() -> None:
 def test_rotation_turns_pairs_of_halves_and_leaves_the_rest(rotary_dim: int) -> None:
     x, positions = randn(6, 3, 16), torch.tensor([0, 5, 1, 9, 9, 2])
     angles = torch.arange(10, dtype=torch.float64)[:, None] * (100.0 ** -torch.linspace(0, 1, rotary_dim // 2))
-    found = KERNELS.rotate(x, positions, torch.stack((angles.cos(), angles.sin()), dim=1).float())
+    kv = torch.zeros(2, 1, 3, 16, 16)
+    batch = written_at(torch.arange(len(x)), positions)
+    found = KERNELS.place(x, x, x, batch, torch.stack((angles.cos(), angles.sin()), dim=1).float(), (kv[0], kv[1]))
     half = rotary_dim // 2
     turned = torch.complex(x[..., :half].double(), x[..., half:rotary_dim].double())
     turned = turned * torch.polar(torch.ones(()).double(), angles[positions])[:, None]
@@ -181,7 +184,8 @@ class Scene:
         shape = (len(order), self.spec.num_kv_heads, self.block_size, self.spec.head_dim)
         keys, values = torch.full(shape, math.nan, dtype=self.dtype), torch.full(shape, math.nan, dtype=self.dtype)
         for row, i in enumerate(members):
-            KERNELS.write_kv(self.k[i], self.v[i], keys, values, self._slots(tables[row], torch.arange(len(self.k[i]))))
+            batch = written_at(self._slots(tables[row], torch.arange(len(self.k[i]))))
+            KERNELS.place(self.k[i], self.k[i], self.v[i], batch, None, (keys, values))
         news = [self.lengths[i][0] for i in members]
         positions = [torch.arange(self.lengths[i][1] - self.lengths[i][0], self.lengths[i][1]) for i in members]
         batch = AttentionBatch(

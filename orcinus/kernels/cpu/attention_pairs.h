@@ -1,15 +1,14 @@
 // Attention over paged keys and values in bfloat16 by products of pairs: as attention.h, but keys, values and weights stay
 // in bfloat16 and only sums are float32.
 //
-// Keys lie in scratch as [head_dim / 2][KEYS][2] and values as [KEYS / 2][head_dim][2], the order in which both the pair
-// instruction and AMX tiles read them. Weights are rounded to bfloat16 before they meet the values, as flash attention
-// does; their total is summed before.
+// Keys and values are read where they lie, in pairs (see kv_layout.h). Weights are rounded to bfloat16 before they meet the
+// values, as flash attention does; their total is summed before.
 #pragma once
 #include <algorithm>
 
 #include "attention.h"
+#include "kv_layout.h"
 #include "pair_tile.h"
-#include "pair_tile_amx.h"
 
 #if defined(__AVX512BF16__)
 
@@ -24,53 +23,23 @@ inline Vec falling_power_of_two(Vec x) {
     return _mm512_scalef_ps(fma(p, f, splat(1.0f)), n);
 }
 
-// How a task multiplies: by AMX tiles where there are some, which want whole tiles of rows.
-// Attention by tiles has not been timed on a processor that has them; there the pairs are used until it is.
-#if defined(ORCINUS_EMULATE_TILES)
-struct PairProducts {
-    explicit PairProducts(int64_t rows) { amx::configure_rows(rows); }
-    PairProducts(const PairProducts&) = delete;
-    PairProducts& operator=(const PairProducts&) = delete;
-    ~PairProducts() { amx::release(); }
-
-    static int64_t scratch_rows(int64_t rows) { return amx::tiled_rows(rows); }
-
-    template <class... Operands>
-    void operator()(Operands... operands) const {
-        amx::tile_product(operands...);
-    }
-};
-#else
-struct PairProducts {
-    explicit PairProducts(int64_t) {}
-
-    static int64_t scratch_rows(int64_t rows) { return rows; }
-
-    template <class... Operands>
-    void operator()(Operands... operands) const {
-        pair_product(operands...);
-    }
-};
-#endif
-
-// Work space of one task. `depth` and `width` are head_dim in whole vectors of 32 and of 16, zeros past its end.
+// Work space of one task.
 struct PairScratch {
-    bf16 *q, *weights, *keys, *values;
+    bf16 *q, *weights, *last;
     float *sums, *scores, *peak, *total;
     Range* seen;
 
-    static PairScratch take(int64_t rows, int64_t depth, int64_t width) {
+    static PairScratch take(int64_t rows, int64_t head_dim) {
         thread_local Scratch halves, floats, ranges;
-        bf16* h = halves.take<bf16>(rows * (depth + KEYS) + KEYS * (depth + width));
-        float* f = floats.take<float>(rows * (width + KEYS + 2));
+        bf16* h = halves.take<bf16>(rows * (head_dim + KEYS) + 2 * head_dim);
+        float* f = floats.take<float>(rows * (head_dim + KEYS + 2));
         PairScratch s;
-        s.keys = h;
-        s.values = s.keys + KEYS * depth;
-        s.weights = s.values + KEYS * width;
+        s.last = h;
+        s.weights = s.last + 2 * head_dim;
         s.q = s.weights + rows * KEYS;
         s.scores = f;
         s.sums = s.scores + rows * KEYS;
-        s.peak = s.sums + rows * width;
+        s.peak = s.sums + rows * head_dim;
         s.total = s.peak + rows;
         s.seen = ranges.take<Range>(rows);
         return s;
@@ -84,32 +53,38 @@ class PairAttentionKernel {
           tables_(tables),
           data_(data),
           group_(layer.num_heads / layer.num_kv_heads),
-          depth_((layer.head_dim + 2 * W - 1) / (2 * W) * 2 * W),
-          width_((layer.head_dim + W - 1) / W * W),
+          width_(layer.head_dim),
           // Scores are kept as powers of two, which saves a product a score.
           scale_((layer.soft_cap > 0 ? 1.0f : LOG2_E) * layer.scale) {}
 
     // `next` is the task after this one on this thread: its first keys are fetched during this one's last.
     void run(const AttentionTask& task, const AttentionTask& next) const {
         const int64_t rows = task.tokens * group_;
-        const PairScratch s = PairScratch::take(PairProducts::scratch_rows(rows), depth_, width_);
-        const PairProducts product(rows);
-        const Operand<const bf16> q{s.q, depth_}, weights{s.weights, KEYS}, keys{s.keys, 2 * KEYS}, values{s.values, 2 * width_};
-        const Operand<float> scores{s.scores, KEYS}, sums{s.sums, width_};
+        const PairScratch s = PairScratch::take(rows, width_);
         load_queries(task, s);
         const Range seen = seen_by_any(s.seen, rows);
         for (int64_t tile = seen.from / KEYS * KEYS; tile < seen.to; tile += KEYS) {
             const int64_t some = std::min(KEYS, tables_.context_lengths[task.sequence] - tile);
-            load_tile(task, tile, some, tile + KEYS < seen.to ? Coming{task, {tile + KEYS, seen.to}} : first_of(next), s);
-            product(rows, (some + W - 1) / W, pairs_of(layer_.head_dim), q, keys, scores, true);
+            fetch(tile + KEYS < seen.to ? Coming{task, {tile + KEYS, seen.to}} : first_of(next));
+            const Groups groups = groups_of(task, tile, some);
+            multiply_keys(rows, groups, s);
             for (int64_t r = 0; r < rows; r++) weigh(r, tile, s);
-            product(rows, width_ / W, pairs_of(some), weights, values, sums, false);
+            multiply_values(rows, some, groups, s);
         }
         store_attention(layer_, tables_, data_, task, s.sums, width_, s.total);
     }
 
   private:
     static constexpr float LOG2_E = 1.44269504f;
+
+    static constexpr int64_t GROUPS = KEYS / KV_GROUP;
+    static_assert(KV_GROUP == W && GROUPS == PAIR_VECTORS);
+
+    // Where the keys and values of one tile lie.
+    struct Groups {
+        const bf16 *keys[GROUPS], *values[GROUPS];
+        int64_t count;
+    };
 
     // Positions of a task's KV that will be wanted soon.
     struct Coming {
@@ -126,8 +101,7 @@ class PairAttentionKernel {
         for (int64_t r = 0; r < task.tokens * group_; r++) {
             const QueryRow row = query_row(layer_, tables_, task, r);
             const bf16* from = data_.q + row.token * data_.q_stride + row.head * data_.q_head_stride;
-            std::memcpy(static_cast<void*>(s.q + r * depth_), from, layer_.head_dim * sizeof(bf16));
-            std::memset(static_cast<void*>(s.q + r * depth_ + layer_.head_dim), 0, (depth_ - layer_.head_dim) * sizeof(bf16));
+            std::memcpy(static_cast<void*>(s.q + r * width_), from, width_ * sizeof(bf16));
             s.seen[r] = row.seen;
             s.peak[r] = -std::numeric_limits<float>::infinity();
             s.total[r] = 0;
@@ -135,50 +109,60 @@ class PairAttentionKernel {
         std::memset(s.sums, 0, task.tokens * group_ * width_ * sizeof(float));
     }
 
-    // Zeros for keys past the context, whose slots aren't read.
-    void load_tile(const AttentionTask& task, int64_t tile, int64_t keys, const Coming& coming, const PairScratch& s) const {
-        for (int64_t first = 0; first < KEYS; first += W) {
-            const int64_t position = coming.positions.from + first;
-            if (position < coming.positions.to) fetch_lines(kv_line(layer_, tables_, coming.task, position));
-            if (first >= keys) {
-                std::memset(static_cast<void*>(s.values + first * width_), 0, W * width_ * sizeof(bf16));
-                continue;
-            }
-            const int64_t some = std::min<int64_t>(W, keys - first);
-            const int64_t line = kv_line(layer_, tables_, task, tile + first) * layer_.head_dim;
-            load_keys(data_.keys + line, some, s.keys + 2 * first);
-            load_values(data_.values + line, some, s.values + first * width_);
+    Groups groups_of(const AttentionTask& task, int64_t tile, int64_t keys) const {
+        Groups groups{};
+        for (; groups.count * KV_GROUP < keys; groups.count++) {
+            const int64_t element = kv_line(layer_, tables_, task, tile + groups.count * KV_GROUP) * width_;
+            groups.keys[groups.count] = data_.keys + element;
+            groups.values[groups.count] = data_.values + element;
         }
+        return groups;
     }
 
-    // Blocks lie anywhere in memory, so that the processor can't guess what comes next. Inlined by force: gcc takes a
-    // function that only fetches for one without effect and leaves its calls out.
+    // Scores of keys past the context are of whatever lies there; `weigh` doesn't look at them.
+    void multiply_keys(int64_t rows, const Groups& groups, const PairScratch& s) const {
+        const Operand<const bf16> q{s.q, width_};
+        const int64_t pairs = pairs_of(width_);
+        if (groups.count == GROUPS) return pair_tiles<GROUPS>(rows, pairs, q, KeyGroups{groups.keys}, {s.scores, KEYS}, true);
+        for (int64_t g = 0; g < groups.count; g++)
+            pair_tiles<1>(rows, pairs, q, KeyGroups{groups.keys + g}, {s.scores + g * KV_GROUP, KEYS}, true);
+    }
+
+    // A last key without a partner gets zeros for one: what lies there may be no number, and 0 times that is none either.
+    void multiply_values(int64_t rows, int64_t keys, const Groups& groups, const PairScratch& s) const {
+        const Operand<const bf16> weights{s.weights, KEYS};
+        add_values(rows, keys / 2, weights, groups.values, s.sums);
+        if (keys % 2 == 0) return;
+        const bf16* from = groups.values[groups.count - 1] + keys / 2 % (KV_GROUP / 2) * 2 * width_;
+        for (int64_t e = 0; e < 2 * width_; e += 2 * W)
+            _mm512_storeu_si512(s.last + e, _mm512_maskz_loadu_epi16(0x55555555u, from + e));
+        const bf16* const last = s.last;
+        add_values(rows, 1, {weights.at + keys - 1, weights.stride}, &last, s.sums);
+    }
+
+    void add_values(int64_t rows, int64_t pairs, Operand<const bf16> weights, const bf16* const* groups, float* sums) const {
+        int64_t d = 0;
+        for (; d + PAIR_VECTORS * W <= width_; d += PAIR_VECTORS * W)
+            pair_tiles<PAIR_VECTORS>(rows, pairs, weights, ValueGroups{groups, 2 * width_, 2 * d}, {sums + d, width_}, false);
+        for (; d < width_; d += W)
+            pair_tiles<1>(rows, pairs, weights, ValueGroups{groups, 2 * width_, 2 * d}, {sums + d, width_}, false);
+    }
+
+    // Blocks lie anywhere in memory, so that the processor can't guess what comes next.
+    inline __attribute__((always_inline)) void fetch(const Coming& coming) const {
+        const int64_t to = std::min(coming.positions.from + KEYS, coming.positions.to);
+        for (int64_t position = coming.positions.from; position < to; position += KV_GROUP)
+            fetch_lines(kv_line(layer_, tables_, coming.task, position));
+    }
+
+    // Inlined by force: gcc takes a function that only fetches for one without effect and leaves its calls out.
     inline __attribute__((always_inline)) void fetch_lines(int64_t line) const {
-        const auto* keys = reinterpret_cast<const char*>(data_.keys + line * layer_.head_dim);
-        const auto* values = reinterpret_cast<const char*>(data_.values + line * layer_.head_dim);
-        for (int64_t byte = 0; byte < W * layer_.head_dim * 2; byte += 64) {
+        const auto* keys = reinterpret_cast<const char*>(data_.keys + line * width_);
+        const auto* values = reinterpret_cast<const char*>(data_.values + line * width_);
+        for (int64_t byte = 0; byte < KV_GROUP * width_ * 2; byte += 64) {
             _mm_prefetch(keys + byte, _MM_HINT_T1);
             _mm_prefetch(values + byte, _MM_HINT_T1);
         }
-    }
-
-    void load_keys(const bf16* from, int64_t some, bf16* to) const {
-        for (int64_t d = 0; d < layer_.head_dim; d += 2 * W) {
-            Vec turned[W];
-            load_pairs_turned(from + d, layer_.head_dim, some, layer_.head_dim - d, turned);
-            for (int64_t i = 0; i < W; i++) _mm512_storeu_ps(to + (d / 2 + i) * 2 * KEYS, turned[i]);
-        }
-    }
-
-    // Two keys' values zipped: element d of both, then d + 1 of both.
-    void load_values(const bf16* from, int64_t some, bf16* to) const {
-        for (int64_t k = 0; k < W; k += 2, from += 2 * layer_.head_dim, to += 2 * width_)
-            for (int64_t d = 0, left = layer_.head_dim; left > 0; d += W, left -= W) {
-                const __mmask16 lanes = k < some ? first_lanes(left) : 0, partner = k + 1 < some ? lanes : 0;
-                const __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, from + d));
-                const __m512i odd = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(partner, from + layer_.head_dim + d));
-                _mm512_storeu_si512(to + 2 * d, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
-            }
     }
 
     Vec score(const float* from) const {
@@ -223,7 +207,7 @@ class PairAttentionKernel {
     const AttentionLayer& layer_;
     const AttentionTables& tables_;
     const AttentionData<bf16>& data_;
-    const int64_t group_, depth_, width_;
+    const int64_t group_, width_;
     const float scale_;
 };
 

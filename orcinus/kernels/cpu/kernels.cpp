@@ -28,21 +28,13 @@ using namespace orcinus;
 namespace {
 
 enum DType : int64_t { FLOAT32 = 0, BFLOAT16 = 1 };
-enum Status : int32_t { OK = 0, BAD_INDEX = 1, BAD_DTYPE = 2 };
+enum Status : int32_t { OK = 0, BAD_INDEX = 1, BAD_DTYPE = 2, BAD_POSITION = 3 };
 
 // Calls f(T{}) for the element type that `dtype` names.
 template <class F>
 auto with_dtype(int64_t dtype, const F& f) {
     return dtype == FLOAT32 ? f(float{}) : f(bf16{});
 }
-
-#if defined(__AVX512BF16__)
-template <class T>
-using AttentionKernelFor = std::conditional_t<std::is_same_v<T, bf16>, PairAttentionKernel, AttentionKernel<T>>;
-#else
-template <class T>
-using AttentionKernelFor = AttentionKernel<T>;
-#endif
 
 template <Activation KIND, class T>
 void apply(bool gate, const T* x, const Rows& shape, T* out) {
@@ -172,28 +164,19 @@ void orcinus_activate(int64_t dtype, int64_t activation, int64_t gate, const voi
     });
 }
 
-int32_t orcinus_rotate(int64_t dtype, const void* x, const int64_t* positions, const float* cos_sin, int64_t num_positions,
-                       int64_t half, int64_t tokens, int64_t heads, int64_t head_dim, int64_t token_stride,
-                       int64_t head_stride, void* out) {
-    if (!all_within(positions, tokens, num_positions)) return BAD_INDEX;
-    const Heads shape{tokens, heads, head_dim, token_stride, head_stride};
-    with_dtype(dtype, [&](auto t) {
-        using T = decltype(t);
-        rotate(static_cast<const T*>(x), positions, cos_sin, half, shape, static_cast<T*>(out));
-    });
-    return OK;
-}
-
-int32_t orcinus_write_kv(int64_t dtype, const void* k, const void* v, void* keys, void* values, const int64_t* slots,
-                         int64_t num_blocks, int64_t block_size, int64_t tokens, int64_t heads, int64_t head_dim,
-                         int64_t k_stride, int64_t v_stride) {
+// q [tokens, heads, head_dim] is turned in place; k, turned, and v [tokens, kv_heads, head_dim] go to `slots`. Strides are from
+// token to token. Without `cos_sin` nothing is turned. Nothing is written unless all positions and slots exist.
+int32_t orcinus_place(int64_t dtype, void* q, const void* k, const void* v, int64_t q_stride, int64_t k_stride, int64_t v_stride,
+                      int64_t heads, int64_t kv_heads, const int64_t* positions, const float* cos_sin, int64_t num_positions,
+                      int64_t half, const int64_t* slots, void* keys, void* values, int64_t num_blocks, int64_t block_size,
+                      int64_t tokens, int64_t head_dim) {
     if (!all_within(slots, tokens, num_blocks * block_size)) return BAD_INDEX;
+    if (cos_sin != nullptr && !all_within(positions, tokens, num_positions)) return BAD_POSITION;
     with_dtype(dtype, [&](auto t) {
         using T = decltype(t);
-        write_heads(static_cast<const T*>(k), Heads{tokens, heads, head_dim, k_stride, head_dim}, slots, block_size,
-                    static_cast<T*>(keys));
-        write_heads(static_cast<const T*>(v), Heads{tokens, heads, head_dim, v_stride, head_dim}, slots, block_size,
-                    static_cast<T*>(values));
+        place(Heads<T>{static_cast<T*>(q), heads, q_stride}, Heads<const T>{static_cast<const T*>(k), kv_heads, k_stride},
+              Heads<const T>{static_cast<const T*>(v), kv_heads, v_stride}, Rotation{cos_sin, half, positions}, slots,
+              KvShape{num_blocks, kv_heads, block_size, head_dim}, tokens, static_cast<T*>(keys), static_cast<T*>(values));
     });
     return OK;
 }
@@ -206,9 +189,13 @@ int32_t orcinus_attention(int64_t dtype, const AttentionLayer* layer, const void
     if (!tables_fit(*layer, tables, tokens, num_blocks)) return BAD_INDEX;
     with_dtype(dtype, [&](auto t) {
         using T = decltype(t);
-        attention<AttentionKernelFor<T>>(*layer, tables,
-                  AttentionData<T>{static_cast<const T*>(q), q_stride, layer->head_dim, static_cast<const T*>(keys),
-                                   static_cast<const T*>(values), static_cast<T*>(out)});
+        const AttentionData<T> data{static_cast<const T*>(q), q_stride, layer->head_dim, static_cast<const T*>(keys),
+                                    static_cast<const T*>(values), static_cast<T*>(out)};
+#if defined(__AVX512BF16__)
+        if constexpr (may_lie_in_pairs<T>())
+            if (lies_in_pairs<T>(layer->head_dim)) return attention<PairAttentionKernel>(*layer, tables, data);
+#endif
+        attention<AttentionKernel<T>>(*layer, tables, data);
     });
     return OK;
 }

@@ -15,8 +15,11 @@ from orcinus.kernels.cpu.library import NativeBuildError, load, runnable
 from orcinus.kernels.cpu.quantized import PackedCodes, pack_codes
 from orcinus.kernels.quantized import QuantizedWeight
 
+# Grows with whatever changes a block's layout or a row's bits: fingerprints name it, and nobody reads another's KV.
+_REVISION = 2
 # As in kernels.cpp.
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
+_BAD_POSITION = 3
 _ACTIVATION_CODES: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 
 _SIGNATURES: dict[str, tuple[type | None, str]] = {
@@ -30,8 +33,7 @@ _SIGNATURES: dict[str, tuple[type | None, str]] = {
     "orcinus_rms_norm": (None, "iippfiiip"),
     "orcinus_layer_norm": (None, "iipppfiiip"),
     "orcinus_activate": (None, "iiipiiip"),
-    "orcinus_rotate": (c_int32, "ipppiiiiiiip"),
-    "orcinus_write_kv": (c_int32, "ipppppiiiiiii"),
+    "orcinus_place": (c_int32, "ipppiiiiippiipppiiii"),
     "orcinus_attention": (c_int32, "ippiippipppiip"),
     "orcinus_enable": (c_int32, ""),
 }
@@ -77,7 +79,7 @@ class CpuKernels:
         if not offered or (isa is not None and isa not in offered):
             raise NativeBuildError(f"this processor doesn't offer {isa or 'AVX2'}; it offers {list(offered) or 'none'}")
         self.isa = isa or offered[0]
-        self.name = f"cpu-{self.isa}"
+        self.name = f"cpu{_REVISION}-{self.isa}"
         self._library = load(self.isa)
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self._library, name)
@@ -158,23 +160,6 @@ class CpuKernels:
         )  # fmt: skip
         return out
 
-    def rotate(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> Tensor:
-        """Rotary embedding (halves, not pairs) of x [tokens, heads, head_dim], computed in float32.
-
-        Raises:
-            PlanError: a position outside `cos_sin`.
-        """
-        x = _unit_stride(x)
-        tokens, heads, head_dim = x.shape
-        out = torch.empty(x.shape, dtype=x.dtype)
-        status = self._library.orcinus_rotate(
-            _code(x.dtype), x.data_ptr(), positions.data_ptr(), cos_sin.data_ptr(), cos_sin.shape[0], cos_sin.shape[2],
-            tokens, heads, head_dim, x.stride(0), x.stride(1), out.data_ptr(),
-        )  # fmt: skip
-        if status != 0:
-            raise PlanError(f"a position outside the {cos_sin.shape[0]} of the rotary table")
-        return out
-
     def gated(self, x: Tensor, activation: Activation) -> Tensor:
         """[tokens, 2 · inner] → act(first half) · second half, [tokens, inner]."""
         return self._activate(x, activation, x.new_empty(*x.shape[:-1], x.shape[-1] // 2), gate=1)
@@ -190,20 +175,30 @@ class CpuKernels:
         )
         return out
 
-    def write_kv(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
-        """Store k, v [tokens, kv_heads, head_dim] at `slots` of one layer's KV tensors.
+    def place(
+        self, q: Tensor, k: Tensor, v: Tensor, batch: AttentionBatch, cos_sin: Tensor | None, kv: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Turn q and k by the rotary embedding, if there is one, store k and v at the batch's slots; returns q.
+
+        Computed in float32. q may be turned where it lies. How a block's bytes are laid out is the kernels' own affair.
 
         Raises:
-            PlanError: a slot outside the KV tensors; nothing was written.
+            PlanError: a slot outside the KV tensors, or a position outside `cos_sin`; nothing was written.
         """
-        k, v = _packed_heads(k), _packed_heads(v)
-        tokens, heads, head_dim = k.shape
-        status = self._library.orcinus_write_kv(
-            _code(k.dtype), k.data_ptr(), v.data_ptr(), keys.data_ptr(), values.data_ptr(), slots.data_ptr(),
-            keys.shape[0], keys.shape[2], tokens, heads, head_dim, k.stride(0), v.stride(0),
+        q, k, v = _packed_heads(q), _packed_heads(k), _packed_heads(v)
+        tokens, heads, head_dim = q.shape
+        keys, values = kv
+        num_positions, _, half = (0, 0, 0) if cos_sin is None else cos_sin.shape
+        status = self._library.orcinus_place(
+            _code(k.dtype), q.data_ptr(), k.data_ptr(), v.data_ptr(), q.stride(0), k.stride(0), v.stride(0), heads,
+            k.shape[1], batch.positions.data_ptr(), _address(cos_sin), num_positions, half, batch.slots.data_ptr(),
+            keys.data_ptr(), values.data_ptr(), keys.shape[0], keys.shape[2], tokens, head_dim,
         )  # fmt: skip
+        if status == _BAD_POSITION:
+            raise PlanError(f"a position outside the {num_positions} of the rotary table")
         if status != 0:
             raise PlanError(f"a slot outside the {keys.shape[0]} blocks of {keys.shape[2]}")
+        return q
 
     def attention(self, q: Tensor, keys: Tensor, values: Tensor, batch: AttentionBatch, spec: AttentionSpec) -> Tensor:
         """Attention of q [tokens, heads, head_dim] over each row's own sequence → [tokens, heads · head_dim].

@@ -86,7 +86,7 @@ class Product {
             for (int64_t r = 0; r < rows; r += group, fetch.at += some * fetch.lines * 64) {
                 if (r >= PAIR_VECTORS * group) fetch.lines = 0;
                 pair_tile_rows<PAIR_VECTORS>(std::min(group, rows - r), some, {x_.row(row + r) + 2 * step, x_.stride},
-                                             {weights(panel, step), STEP_ELEMENTS}, {sums + r * PANEL, PANEL}, step == 0, fetch);
+                                             Lines{weights(panel, step), STEP_ELEMENTS}, {sums + r * PANEL, PANEL}, step == 0, fetch);
             }
         }
         const int64_t column = panel * PANEL;

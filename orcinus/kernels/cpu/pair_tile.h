@@ -43,21 +43,42 @@ struct Operand {
     T* row(int64_t r) const { return at + r * stride; }
 };
 
+// Right operands: where pair i of vector v begins. Pairs one after the other at a distance; keys and values of the cache, in
+// groups of KV_GROUP slots that lie anywhere, `column` elements into each line.
+struct Lines {
+    const bf16* first;
+    int64_t stride;
+
+    const bf16* at(int64_t i, int v) const { return first + i * stride + v * 2 * W; }
+};
+
+struct KeyGroups {
+    const bf16* const* groups;
+
+    const bf16* at(int64_t i, int v) const { return groups[v] + i * 2 * W; }
+};
+
+struct ValueGroups {
+    const bf16* const* groups;
+    int64_t stride, column;
+
+    const bf16* at(int64_t i, int v) const { return groups[i / (W / 2)] + i % (W / 2) * stride + column + v * 2 * W; }
+};
+
 // c[R][NV · 16] = (fresh ? 0 : c) + a[R][2 · pairs] · b.
-template <int R, int NV>
-inline __attribute__((always_inline)) void pair_tile_of(int64_t pairs, Operand<const bf16> a, Operand<const bf16> b,
-                                                        Operand<float> c, bool fresh, Fetch fetch) {
+template <int R, int NV, class Right>
+inline __attribute__((always_inline)) void pair_tile_of(int64_t pairs, Operand<const bf16> a, const Right& b, Operand<float> c,
+                                                        bool fresh, Fetch fetch) {
     Vec sum[R][NV];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < NV; v++) sum[r][v] = fresh ? zero() : load(c.row(r) + v * W);
-    const bf16* line = b.at;
-    for (int64_t i = 0; i < pairs; i++, line += b.stride) {
+    for (int64_t i = 0; i < pairs; i++) {
         fetch.step();
         __m512bh right[NV];
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; v++) right[v] = (__m512bh)_mm512_loadu_si512(line + v * 2 * W);
+        for (int v = 0; v < NV; v++) right[v] = (__m512bh)_mm512_loadu_si512(b.at(i, v));
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
             const __m512bh left = two_everywhere(a.row(r) + 2 * i);
@@ -71,8 +92,8 @@ inline __attribute__((always_inline)) void pair_tile_of(int64_t pairs, Operand<c
         for (int v = 0; v < NV; v++) store(c.row(r) + v * W, sum[r][v]);
 }
 
-template <int NV>
-void pair_tile_rows(int64_t rows, int64_t pairs, Operand<const bf16> a, Operand<const bf16> b, Operand<float> c, bool fresh,
+template <int NV, class Right>
+void pair_tile_rows(int64_t rows, int64_t pairs, Operand<const bf16> a, const Right& b, Operand<float> c, bool fresh,
                     Fetch fetch) {
     switch (rows) {
         case 1: return pair_tile_of<1, NV>(pairs, a, b, c, fresh, fetch);
@@ -84,19 +105,12 @@ void pair_tile_rows(int64_t rows, int64_t pairs, Operand<const bf16> a, Operand<
     }
 }
 
-// c[rows][vectors · 16] = (fresh ? 0 : c) + a[rows][2 · pairs] · b; rows and vectors of any number.
-inline void pair_product(int64_t rows, int64_t vectors, int64_t pairs, Operand<const bf16> a, Operand<const bf16> b,
-                         Operand<float> c, bool fresh) {
-    for (int64_t r = 0; r < rows; r += PAIR_ROWS) {
-        const int64_t some = rows - r < PAIR_ROWS ? rows - r : PAIR_ROWS;
-        const Operand<const bf16> left{a.row(r), a.stride};
-        int64_t v = 0;
-        for (; v + PAIR_VECTORS <= vectors; v += PAIR_VECTORS)
-            pair_tile_rows<PAIR_VECTORS>(some, pairs, left, {b.at + v * 2 * W, b.stride}, {c.row(r) + v * W, c.stride}, fresh,
-                                         {nullptr, 0});
-        for (; v < vectors; v++)
-            pair_tile_rows<1>(some, pairs, left, {b.at + v * 2 * W, b.stride}, {c.row(r) + v * W, c.stride}, fresh, {nullptr, 0});
-    }
+// The same for any number of rows.
+template <int NV, class Right>
+void pair_tiles(int64_t rows, int64_t pairs, Operand<const bf16> a, const Right& b, Operand<float> c, bool fresh) {
+    for (int64_t r = 0; r < rows; r += PAIR_ROWS)
+        pair_tile_rows<NV>(rows - r < PAIR_ROWS ? rows - r : PAIR_ROWS, pairs, {a.row(r), a.stride}, b, {c.row(r), c.stride},
+                           fresh, {nullptr, 0});
 }
 
 // 16 rows of pairs from memory, `left` elements each (0 and zeros past them), turned: vector i holds pair i of every row.

@@ -1,8 +1,9 @@
-// What is done to each row alone: norms, rotary embedding, activations, and storing K and V.
+// What is done to each row alone: norms, rotary embedding, storing K and V, activations.
 #pragma once
 #include <cmath>
 #include <cstdint>
 
+#include "kv_layout.h"
 #include "parallel.h"
 #include "vec.h"
 
@@ -115,41 +116,54 @@ void activate_rows(const T* x, const Rows& shape, T* out) {
     });
 }
 
-// x [tokens, heads, head_dim] with a stride between tokens and one between heads, all in elements.
+// Heads of one token, one after the other; elements from token to token.
+template <class T>
 struct Heads {
-    int64_t tokens, heads, head_dim, token_stride, head_stride;
+    T* at;
+    int64_t count, stride;
+
+    T* head(int64_t token, int64_t h, int64_t head_dim) const { return at + token * stride + h * head_dim; }
 };
 
-// out [tokens, heads, head_dim], contiguous; `cos_sin` is [positions, 2, half].
+// Rotary embedding of one head (halves, not pairs), `half` elements each; what follows them stays. `to` may be `from`.
 template <class T>
-void rotate(const T* x, const int64_t* positions, const float* cos_sin, int64_t half, const Heads& shape, T* out) {
-    for_row_ranges(shape.tokens, row_grain(shape.heads * shape.head_dim), [&](int64_t begin, int64_t end) {
-        for (int64_t t = begin; t < end; t++)
-            for (int64_t h = 0; h < shape.heads; h++) {
-                const float *cos = cos_sin + positions[t] * 2 * half, *sin = cos + half;
-                const T* from = x + t * shape.token_stride + h * shape.head_stride;
-                T* to = out + (t * shape.heads + h) * shape.head_dim;
-                for (int64_t c = 0, left = half; left > 0; c += W, left -= W) {
-                    const Vec first = load_some(from + c, left), second = load_some(from + half + c, left);
-                    const Vec cosine = load_some(cos + c, left), sine = load_some(sin + c, left);
-                    store_some(to + c, negated_fma(second, sine, mul(first, cosine)), left);
-                    store_some(to + half + c, fma(first, sine, mul(second, cosine)), left);
-                }
-                std::memcpy(static_cast<void*>(to + 2 * half), from + 2 * half, (shape.head_dim - 2 * half) * sizeof(T));
-            }
-    });
+inline void turn(const T* from, const float* cos, int64_t half, int64_t head_dim, T* to) {
+    const float* sin = cos + half;
+    for (int64_t c = 0, left = half; left > 0; c += W, left -= W) {
+        const Vec first = load_some(from + c, left), second = load_some(from + half + c, left);
+        const Vec cosine = load_some(cos + c, left), sine = load_some(sin + c, left);
+        store_some(to + c, negated_fma(second, sine, mul(first, cosine)), left);
+        store_some(to + half + c, fma(first, sine, mul(second, cosine)), left);
+    }
+    if (to != from) std::memcpy(static_cast<void*>(to + 2 * half), from + 2 * half, (head_dim - 2 * half) * sizeof(T));
 }
 
-// cache is [blocks, heads, block_size, head_dim], contiguous; slot = block · block_size + offset.
+// `table` is [positions, 2, half]; null: nothing is turned.
+struct Rotation {
+    const float* table;
+    int64_t half;
+    const int64_t* positions;
+
+    const float* row(int64_t token) const { return table + positions[token] * 2 * half; }
+};
+
+// Turns q in place, and puts the turned k and v into their slots.
 template <class T>
-void write_heads(const T* x, const Heads& shape, const int64_t* slots, int64_t block_size, T* cache) {
-    for_row_ranges(shape.tokens, row_grain(shape.heads * shape.head_dim), [&](int64_t begin, int64_t end) {
-        for (int64_t t = begin; t < end; t++)
-            for (int64_t h = 0; h < shape.heads; h++) {
-                const int64_t line = (slots[t] / block_size * shape.heads + h) * block_size + slots[t] % block_size;
-                std::memcpy(static_cast<void*>(cache + line * shape.head_dim),
-                            x + t * shape.token_stride + h * shape.head_stride, shape.head_dim * sizeof(T));
+void place(const Heads<T>& q, const Heads<const T>& k, const Heads<const T>& v, const Rotation& rotation, const int64_t* slots,
+           const KvShape& shape, int64_t tokens, T* keys, T* values) {
+    for_row_ranges(tokens, row_grain((q.count + 2 * k.count) * shape.head_dim), [&](int64_t begin, int64_t end) {
+        thread_local Scratch scratch;
+        T* turned = scratch.take<T>(shape.head_dim);
+        const auto turns = [&](int64_t t, const T* from, T* to) { turn(from, rotation.row(t), rotation.half, shape.head_dim, to); };
+        for (int64_t t = begin; t < end; t++) {
+            for (int64_t h = 0; rotation.table != nullptr && h < q.count; h++)
+                turns(t, q.head(t, h, shape.head_dim), q.head(t, h, shape.head_dim));
+            for (int64_t h = 0; h < k.count; h++) {
+                const T* key = k.head(t, h, shape.head_dim);
+                if (rotation.table != nullptr) turns(t, key, turned);
+                put_kv(shape, slots[t], h, rotation.table != nullptr ? turned : key, v.head(t, h, shape.head_dim), keys, values);
             }
+        }
     });
 }
 

@@ -123,7 +123,7 @@ def attend(
         raise CheckpointError(f"{type(module).__name__} gave its attention {objection or 'a mask'}, unlike at load.")
     q, k, v = (_rows(x, tile.num_rows, width) for x in (query, key, value))
     keys, values = tile.kv[layer]
-    plug.kernels.write_kv(k, v, keys, values, tile.batch.slots)
+    q = plug.kernels.place(q, k, v, tile.batch, None, (keys, values))
     spec = AttentionSpec(
         num_heads=q.shape[1],
         num_kv_heads=k.shape[1],
