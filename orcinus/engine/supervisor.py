@@ -152,7 +152,14 @@ class EngineSupervisor:
         report = asyncio.create_task(life.channel.receive())
         exited = asyncio.create_task(life.process.exited.wait())
         try:
-            await asyncio.wait({report, exited}, return_when=asyncio.FIRST_COMPLETED)
+            stopped = 0
+            while not report.done() and not exited.done():
+                await asyncio.wait({report, exited}, timeout=PING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                # It has no beat yet, so nobody else would notice. Looks are counted, not seconds: those in which the
+                # supervisor stood still as well don't count.
+                stopped = stopped + 1 if life.process.is_stopped else 0
+                if stopped * PING_SECONDS > HANG_SECONDS:
+                    life.process.kill()
             # Its last words may still be on the way.
             if not report.done():
                 await asyncio.wait({report}, timeout=0.1)
@@ -163,6 +170,7 @@ class EngineSupervisor:
         if not isinstance(said, EngineDescription):
             life.process.kill()
             await life.process.exited.wait()
+            life.channel.close()
             raise _start_fault(said, life.process)
         life.is_up = True
         life.started_at = asyncio.get_running_loop().time()

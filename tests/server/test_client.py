@@ -181,6 +181,18 @@ def test_an_engine_that_hangs_is_replaced_and_its_streams_go_on(tmp_path: Path) 
     run(tmp_path, body, "--hang-after", "20", "--once", str(tmp_path / "hung"))
 
 
+def test_an_engine_that_is_stopped_while_it_starts_is_replaced(tmp_path: Path) -> None:
+    async def body(house: House) -> None:
+        os.kill(first := house.engine_pid(), signal.SIGKILL)
+        while house.engine_pid() == first:
+            await asyncio.sleep(0.001)
+        os.kill(house.engine_pid(), signal.SIGSTOP)
+        assert not house.supervisor._life.is_up
+        await whole_answers(house, [house.client.submit(request("r"))])
+
+    run(tmp_path, body)
+
+
 def test_one_request_that_kills_engines_is_found_and_refused_and_the_others_finish(tmp_path: Path) -> None:
     async def body(house: House) -> None:
         good = [house.client.submit(request(f"g{i}", max_tokens=60)) for i in range(5)]
