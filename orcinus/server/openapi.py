@@ -43,7 +43,7 @@ _REFUSALS = {
     "404": "an unknown model",
     "413": "the body is too large",
     "415": "not `application/json`",
-    "429": "more work than can be begun in time, or before the request's deadline; `retry-after` says when to come again",
+    "429": "more work than can be begun in time, or before a deadline; `retry-after` says when to come again",
     "500": "this request failed; no other was touched",
     "503": "no engine serves at the moment; `retry-after` says when to come again",
     "504": "the deadline of `x-request-timeout` passed",
