@@ -4,7 +4,7 @@
     python tools/mutants.py machine --count 250 --minutes 25 --out mutants.json
 
 Each bug goes into a copy of orcinus/core in a temporary folder. A tenth of `--seeds` lives run until one fails; if none
-does, tests/core has a try; then the rest of the lives. What is left are holes in the net, or changes of nothing.
+does, tests/core has a try; then all of the lives. What is left are holes in the net, or changes that change nothing.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 
 from orcinus.core.plan import FED_BACK, BlockCopy, BlockDelta, IterationPlan, NewSequence, Output, Work
 from orcinus.core.request import ServiceClass, pack_tokens
@@ -69,6 +70,7 @@ class Draft:
         limit_left: tokens for prompts still, whatever it takes.
         pads: best effort decodes out of `prefill_left`: nothing was set aside for it.
         decodes_left: sequences that may decode still; None for as many as fit.
+        padding_left: tokens that best effort may run still.
     """
 
     slots_left: int
@@ -76,6 +78,7 @@ class Draft:
     limit_left: int
     pads: bool = False
     decodes_left: int | None = None
+    padding_left: float = inf
     num_decodes: int = 0
     num_prefilled: int = 0
     entries: list[Entry] = field(default_factory=list)
@@ -88,14 +91,15 @@ class Draft:
 
     def budget(self, sequence: Sequence, *, is_decode: bool) -> int:
         """Tokens that `sequence` may run."""
-        request = sequence.request
-        if is_decode:
-            if self.decodes_left == 0:
-                return 0
-            pads = self.pads and request.service_class is ServiceClass.BESTEFFORT
-            return min(1, self.prefill_left) if pads else 1
+        if is_decode and self.decodes_left == 0:
+            return 0
         # What can't be cut may take longer than an iteration should: once, alone.
-        return self.limit_left if request.is_whole and not self.num_prefilled else self.prefill_left
+        is_alone = sequence.request.is_whole and not self.num_prefilled
+        left = self.limit_left if is_alone else self.prefill_left
+        if self._is_padding(sequence):
+            left = int(min(left, self.padding_left))
+            return min(1, left) if is_decode else left
+        return 1 if is_decode else left
 
     def charge(self, sequence: Sequence, tokens: int, *, is_decode: bool) -> None:
         """`sequence` is about to run so many tokens of its budget."""
@@ -103,12 +107,17 @@ class Draft:
             self.num_decodes += 1
             if self.decodes_left is not None:
                 self.decodes_left -= 1
-            if not self.pads or sequence.request.service_class is not ServiceClass.BESTEFFORT:
-                return
         else:
             self.num_prefilled += tokens
+        if self._is_padding(sequence):
+            self.padding_left -= tokens
+        elif is_decode:
+            return
         self.limit_left -= tokens
         self.prefill_left = max(0, self.prefill_left - tokens)
+
+    def _is_padding(self, sequence: Sequence) -> bool:
+        return self.pads and sequence.request.service_class is ServiceClass.BESTEFFORT
 
     def add(self, sequence: Sequence, end: int, iteration: int, copy: BlockCopy | None) -> None:
         """Run `sequence` up to position `end`; its blocks are ready once `copy` is made."""

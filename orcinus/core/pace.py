@@ -14,6 +14,8 @@ Vector = tuple[float, float, float]
 _DECODES, _TOKENS = 64.0, 512.0
 # How much of what was learnt is left after each iteration: about the last 200 count.
 _MEMORY = 0.995
+# Realtime iterations may be longer by this share for the best effort that pads them (REEF; SYSTEMS.md §8).
+PADDING = 0.02
 # Doubt before anything was seen, and the most there ever is: what isn't seen for long isn't forgotten without bound.
 _DOUBT = 1e3
 
@@ -54,6 +56,11 @@ class Pace:
         left = seconds - self.seconds(decodes, 0)
         price = max(self._prices[2], 0.0) / _TOKENS
         return left / price if price > 0.0 else float("inf")
+
+    def padding(self, decodes: int) -> float:
+        """Tokens of whatever kind that make an iteration of `decodes` longer by `PADDING` at most; infinite if free."""
+        price = max(self._prices[1] / _DECODES, self._prices[2] / _TOKENS)
+        return PADDING * self.seconds(decodes, 0) / price if price > 0.0 else float("inf")
 
     def _learn(self, features: Vector, target: float) -> None:
         doubt, prices = self._doubt, self._prices

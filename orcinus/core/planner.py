@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from orcinus.core import journal as why
 from orcinus.core.draft import Draft, PlanInFlight, chunk_end
 from orcinus.core.pace import TokenBudget
@@ -62,15 +64,20 @@ class Planner:
     # ---- the batch
 
     def _new_draft(self, runnable: Runnable) -> Draft:
-        """Tokens are set aside for decodes. Beside others, best effort only pads: it gets what is left (REEF)."""
-        pads = any(sequence.request.service_class < ServiceClass.BESTEFFORT for _, sequence in runnable)
+        """Tokens are set aside for decodes. Beside others, best effort only pads: it gets what is left (REEF).
+
+        Beside realtime it gets no more than hardly shows, once iterations have been seen.
+        """
+        first = min((sequence.request.service_class for _, sequence in runnable), default=ServiceClass.BESTEFFORT)
+        pads = first < ServiceClass.BESTEFFORT
         decodes = self._num_decodes(runnable, pads=pads)
-        config = self._state.config
+        state, config = self._state, self._state.config
         return Draft(
             slots_left=config.max_batch_size,
             prefill_left=self._budget.prefill(decodes),
             limit_left=config.max_batch_tokens - decodes,
             pads=pads,
+            padding_left=state.pace.padding(decodes) if first is ServiceClass.REALTIME else inf,
         )
 
     def _shared_out(self, draft: Draft, due: Runnable, runnable: Runnable) -> Runnable:
@@ -223,6 +230,8 @@ class Planner:
                 self._block(group, reason, now)
                 return
             self._state.start(group, now)
+            if group.request.service_class is ServiceClass.REALTIME and not draft.pads:
+                draft.pads, draft.padding_left = True, self._state.pace.padding(0)
             leader = group.leader()
             assert leader is not None
             if not self._serve(draft, group, leader, now):

@@ -16,8 +16,8 @@ class Results:
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
         self._last_end = 0.0
-        policy, target = state.queues.policy, state.config.target_iteration_seconds
-        self._watches_time = policy.watches_time or target is not None
+        target = state.config.target_iteration_seconds
+        self._watches_time = state.queues.policy.watches_time or target is not None
 
     def update(self, result: IterationResult, now: float) -> list[Progress]:
         """See `Scheduler.update`."""
@@ -27,7 +27,7 @@ class Results:
         plan = state.in_flight.popleft()
         assert plan.iteration == result.iteration, f"collected {result.iteration}, the oldest is {plan.iteration}"
         state.pool.unpin(plan.pins)
-        if self._watches_time:
+        if self._watches_time or state.has_realtime:
             self._note_time(plan, now)
         outputs = {output.seq_id: output for output in result.outputs}
         failures = {failure.seq_id: failure for failure in result.failures}

@@ -17,7 +17,7 @@ from orcinus.core.kv.prefix import PrefixCache
 from orcinus.core.plan import IterationPlan, IterationResult
 from orcinus.core.planner import Planner
 from orcinus.core.progress import Progress
-from orcinus.core.request import FinishReason, Request
+from orcinus.core.request import FinishReason, Request, ServiceClass
 from orcinus.core.results import Results
 from orcinus.core.sequence import Sequence, SequenceGroup
 from orcinus.core.state import SchedulerState
@@ -103,6 +103,7 @@ class Scheduler:
         group = SequenceGroup(request, self._num_requests, sequences)
         self.state.queues.enter(group, now)
         self._refuse_late(group, now)
+        self.state.has_realtime |= request.service_class is ServiceClass.REALTIME
         self._num_requests += 1
         self._num_sequences += params.n
         if request.deadline is not None:

@@ -35,6 +35,8 @@ class SchedulerState:
         self.in_flight: deque[PlanInFlight] = deque()
         self.epoch = 0
         self.num_iterations = 0
+        # Somebody of that class has come, so that it matters how long iterations take.
+        self.has_realtime = False
         # Blocks promised to running groups that are pinned.
         self.pinned_blocks = 0
         # For the next plan: sequences that the workers hold and may forget.

@@ -175,7 +175,7 @@ def test_longest_prefix_first_reaches_the_depth_first_optimum():
 
 
 def test_realtime_beside_best_effort_and_the_work_that_is_done_besides():
-    """§8. Measured: end to end p99 1.25 x alone, six times the tokens; 1.05 x needs padding by a cost model."""
+    """§8. Measured: end to end p99 1.03 x alone, five times the tokens."""
 
     def classes(*, with_best_effort: bool) -> list[Job]:
         rng, at, jobs = random.Random(5), 0.0, []
@@ -190,7 +190,7 @@ def test_realtime_beside_best_effort_and_the_work_that_is_done_besides():
     alone = run(classes(with_best_effort=False), num_blocks=2000)
     beside = run(classes(with_best_effort=True), num_blocks=2000)
     mine = beside.ledger.column("num_prompt") == 200
-    assert np.percentile(seconds(beside)[mine], 99) <= 1.3 * np.percentile(seconds(alone), 99)
+    assert np.percentile(seconds(beside)[mine], 99) <= 1.05 * np.percentile(seconds(alone), 99)
     assert beside.tokens_run / beside.span >= 2 * alone.tokens_run / alone.span
 
 
