@@ -47,6 +47,35 @@ class Planner:
         self._admit(draft, now)
         return self._issue(draft, now) if draft.work else None
 
+    @property
+    def has_evicted(self) -> bool:
+        """Cached blocks were taken since that was told last."""
+        return self._state.pool.num_evicted != self._num_evicted
+
+    def tell_evicted(self, now: float) -> None:
+        """Write it down."""
+        evicted, self._num_evicted = self._state.pool.num_evicted - self._num_evicted, self._state.pool.num_evicted
+        if evicted:
+            self._state.journal.write(why.Evicted(now, evicted))
+
+    def keeps_waiting(self, decodes: int) -> bool:
+        """Nobody in line can start beside `decodes` sequences, and the reason is the one told.
+
+        It stays so while nobody else comes or ends, the order is the same, and the cache holds what it holds.
+        """
+        queues, config = self._queues, self._state.config
+        if not queues.waiting:
+            return True
+        group = queues.waiting[0]
+        # Service moves those that wait; a target moves the budget.
+        if queues.policy.watches_service or config.target_iteration_seconds is not None:
+            return False
+        if self._victims.may_displace(group):
+            return False
+        room = config.max_batch_tokens - decodes
+        reason = self._obstacle(group, Draft(config.max_batch_size - decodes, prefill_left=room, limit_left=room))
+        return bool(reason) and reason == group.blocked_by
+
     def preempt(self, victim: SequenceGroup, in_favour_of: SequenceGroup, now: float) -> None:
         """Take back all blocks of `victim`: every block is needed at every step, so half of them is worth nothing."""
         dropped = sum(sequence.num_computed for sequence in victim.live)
@@ -234,9 +263,7 @@ class Planner:
         state.in_flight.append(
             PlanInFlight(state.num_iterations, draft.entries, pins, now, draft.num_decodes, draft.num_prefilled)
         )
-        evicted, self._num_evicted = state.pool.num_evicted - self._num_evicted, state.pool.num_evicted
-        if evicted:
-            state.journal.write(why.Evicted(now, evicted))
+        self.tell_evicted(now)
         work = [(work.seq_id, work.start, work.num_tokens) for work in plan.work]
         state.journal.write(why.Scheduled.of(now, state.epoch, state.num_iterations, work))
         state.num_iterations += 1
