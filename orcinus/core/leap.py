@@ -72,6 +72,7 @@ class Leap:
         self._state, self._planner, self._results, self._answers = state, planner, results, answers
         self._deadline = deadline
         self._size = state.config.block_size
+        self._first_iteration = state.num_iterations
         self._members = [_Member(group, sequence) for group, sequence in batch]
         self._order = list(state.queues.running)
         waiting = state.queues.waiting
@@ -129,7 +130,7 @@ class Leap:
     def update(self, now: float) -> list[Progress]:
         """The iteration is done. Progress of those alone whose answer is over, with their last token."""
         if self._results.watches_time:
-            groups = {id(member.group): member.group for member in self._members}
+            groups = {member.group.number: member.group for member in self._members}
             self._results.note_time(len(self._members), 0, self._issued_at[-1], groups.values(), now)
         step = self.num_steps
         ending = self._ends.pop(step, ())
@@ -179,7 +180,7 @@ class Leap:
             sequence.num_computed += count
             sequence.num_scheduled += count
             member.settled = steps
-            sequence.last_iteration = self._state.num_iterations - 1 - (self.num_steps - steps)
+            sequence.last_iteration = self._first_iteration + steps - 1
 
     def _fill(self, step: int, ending: Iterable[_Member]) -> None:
         """Share the blocks that iteration `step` has filled, before anybody's answer ends."""
@@ -203,7 +204,7 @@ class Leap:
         (token,) = self._answers.tokens(sequence.seq_id, sequence.num_tokens, 1)
         sequence.num_computed += 1
         sequence.num_scheduled += 1
-        sequence.last_iteration = self._state.num_iterations - 1
+        sequence.last_iteration = self._first_iteration + self.num_steps - 1
         member.settled = self.num_steps
         self._tell()
         entry = Entry(sequence, start, start + 1, 1, copied=False, incarnation=sequence.incarnation)
@@ -259,7 +260,7 @@ def _batch(state: SchedulerState) -> list[tuple[SequenceGroup, Sequence]] | None
                 continue
             if len(batch) == most:
                 return batch
-            if not _goes_on(sequence, last):
+            if not _goes_on(sequence, last) or (len(group.sequences) > 1 and _copies(sequence, state)):
                 return None
             batch.append((group, sequence))
     return batch
@@ -272,6 +273,12 @@ def _goes_on(sequence: Sequence, last: int) -> bool:
         and sequence.is_known
         and sequence.request.pooling is None
     )
+
+
+def _copies(sequence: Sequence, state: SchedulerState) -> bool:
+    """The block that it writes into is read by a branch that has had no slot since the fork."""
+    blocks, entry = sequence.table.blocks, sequence.num_scheduled // state.config.block_size
+    return entry < len(blocks) and not state.pool.is_writable(blocks[entry])
 
 
 def _pads(running: list[SequenceGroup]) -> bool:

@@ -106,19 +106,16 @@ class Planner:
         one: it would stand still, perhaps for good, since the decodes may wait for blocks that only it can reclaim.
         """
         slots = self._state.config.max_batch_size - (bool(runnable) and not runnable[0][1].is_decoding)
-        decodes = sum(
-            sequence.is_decoding
-            for _, sequence in runnable
-            if not pads or sequence.request.service_class < ServiceClass.BESTEFFORT
-        )
-        return min(decodes, slots)
+        if pads:
+            runnable = [each for each in runnable if each[1].request.service_class < ServiceClass.BESTEFFORT]
+        return min(sum([sequence.is_decoding for _, sequence in runnable]), slots)
 
     def _may_run(self, sequence: Sequence) -> bool:
         """Something is missing, and no plan in flight forbids another (look-ahead 0: none may have it)."""
         return (
             sequence.state is SequenceState.RUNNING
             and sequence.in_flight <= self._state.config.lookahead
-            and sequence.num_missing > 0
+            and len(sequence.tokens) + sequence.num_pending > sequence.num_scheduled
             and sequence.wants_more()
             and (sequence.is_forked or sequence.num_computed > 0 or self._leads(sequence))
         )
@@ -137,8 +134,9 @@ class Planner:
         if sequence.num_scheduled == 0 and not self._begin(draft, group, sequence, now):
             return True
         start = sequence.num_scheduled
-        known = sequence.num_tokens + sequence.num_pending
-        end = chunk_end(start, known, draft.budget(sequence, is_decode=is_decode), size)
+        known = len(sequence.tokens) + sequence.num_pending
+        budget = 1 if is_decode and not draft.pads else draft.budget(sequence, is_decode=is_decode)
+        end = known if budget and start + 1 == known else chunk_end(start, known, budget, size)
         if end < known and sequence.request.is_whole:
             draft.is_closed = True
             return False

@@ -8,7 +8,7 @@ from orcinus.core.draft import Entry
 from orcinus.core.plan import NUMERICAL_ERROR, IterationResult, SequenceFailure, SequenceOutput
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason
-from orcinus.core.sequence import Sequence, SequenceGroup
+from orcinus.core.sequence import Sequence, SequenceGroup, SequenceState
 from orcinus.core.state import SchedulerState
 
 
@@ -37,10 +37,10 @@ class Results:
         failures = {failure.seq_id: failure for failure in result.failures}
         progress: list[Progress] = []
         for entry in plan.entries:
-            self._commit(entry, now, is_sound=entry.sequence.seq_id not in failures)
+            self._commit(entry, now, is_sound=not failures or entry.sequence.seq_id not in failures)
         for entry in plan.entries:
             seq_id = entry.sequence.seq_id
-            if entry.sequence.is_finished:
+            if entry.sequence.state is SequenceState.FINISHED:
                 continue
             if seq_id in failures:
                 progress += self._fail(entry.sequence, failures[seq_id], now)
@@ -91,8 +91,10 @@ class Results:
             if reason is not None:
                 break
         stop_token = output.tokens[taken - 1] if reason is FinishReason.STOP else None
-        prompt_logprobs = output.prompt_logprobs[sequence.num_prompt_logprobs - entry.start :]
-        sequence.num_prompt_logprobs += len(prompt_logprobs)
+        prompt_logprobs = output.prompt_logprobs
+        if prompt_logprobs:
+            prompt_logprobs = prompt_logprobs[sequence.num_prompt_logprobs - entry.start :]
+            sequence.num_prompt_logprobs += len(prompt_logprobs)
         if reason is not None:
             self._state.end(group, sequence, reason, now)
         return Progress(

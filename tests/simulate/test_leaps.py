@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from array import array
+from copy import deepcopy
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orcinus.core.config import SchedulerConfig
@@ -14,11 +14,14 @@ from orcinus.core.explain import explain
 from orcinus.core.journal import Added, Journal
 from orcinus.core.policy import POLICIES
 from orcinus.core.request import ServiceClass, pack_tokens
+from orcinus.core.scheduler import Scheduler
+from orcinus.core.sequence import Sequence
 from orcinus.simulate.cost import CALIBRATION, Machine
 from orcinus.simulate.executor import Modelled
 from orcinus.simulate.jobs import Job
 from orcinus.simulate.run import HostCost, Outcome, Simulation
 
+OPAQUE = ("request", "table")
 COLUMNS = ("arrived_at", "first_at", "last_at", "ended_at", "num_prompt", "num_output", "num_answers")
 
 
@@ -71,11 +74,34 @@ def configs(draw: st.DrawFn) -> SchedulerConfig:
     )
 
 
-def run(config: SchedulerConfig, jobs: list[Job], *, leaps: bool) -> Simulation:
+class Watched(Simulation):
+    """Looks at core's state before each arrival, when a leap has just ended."""
+
+    outcome: Outcome
+    states: list[object]
+
+    def _add(self, job: Job, at: float, now: float) -> None:
+        self.states.append(state(self.core.scheduler))
+        super()._add(job, at, now)
+
+
+def state(scheduler: Scheduler) -> object:
+    """All that the next decisions are made from."""
+    sequences = [
+        (group.order, group.blocked_by, *[getattr(each, name) for name in Sequence.__slots__ if name not in OPAQUE])
+        for group in (*scheduler.running, *scheduler.waiting)
+        for each in group.sequences
+    ]
+    tables = [list(each.table.blocks) for group in scheduler.running for each in group.sequences]
+    return deepcopy(sequences), tables, scheduler.pool.num_free, list(scheduler.cache.paths())
+
+
+def run(config: SchedulerConfig, jobs: list[Job], *, leaps: bool) -> Watched:
     """To the end; a constant and a price for each sequence stand for the engine's own time."""
     host = HostCost(constant=0.001, sequence=0.0001)
-    simulation = Simulation(config, Modelled(Machine(cost=CALIBRATION)), host, Journal(10**6), leaps=leaps)
-    simulation.outcome = simulation.run(jobs)  # type: ignore[attr-defined]
+    simulation = Watched(config, Modelled(Machine(cost=CALIBRATION)), host, Journal(10**6), leaps=leaps)
+    simulation.states = []
+    simulation.outcome = simulation.run(jobs)
     return simulation
 
 
@@ -98,12 +124,14 @@ def figures(outcome: Outcome) -> list[np.ndarray]:
     return [outcome.ledger.column(name) for name in COLUMNS]
 
 
+@settings(deadline=None)
 @given(configs(), loads())
 def test_a_leap_is_the_plain_loop(config: SchedulerConfig, jobs: list[Job]) -> None:
     plain, leaping = (run(config, jobs, leaps=leaps) for leaps in (False, True))
     assert list(leaping.journal) == list(plain.journal)
     assert bookkeeping(leaping) == bookkeeping(plain)
-    one, other = leaping.outcome, plain.outcome  # type: ignore[attr-defined]
+    assert leaping.states == plain.states
+    one, other = leaping.outcome, plain.outcome
     assert [column.tolist() for column in figures(one)] == [column.tolist() for column in figures(other)]
     assert (one.busy, one.ended_at, one.tokens_run) == (other.busy, other.ended_at, other.tokens_run)
     assert one.ledger.reasons == other.ledger.reasons
