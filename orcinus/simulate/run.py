@@ -88,7 +88,9 @@ class Simulation:
         window_at: the report's window of iterations begins here; None takes the one with the longest queue.
         sees_arrivals_midway: a request that comes while an iteration runs may start at once, if another plan may be in
             flight. An engine whose worker runs in its own process can't see it.
-        leaps: pass iterations whose plans can be foreseen at once. The outcome is the same; at a recorded pace, say no.
+        leaps: pass iterations whose plans can be foreseen at once. The outcome is the same, but for a host that names
+            the instant of each decision: inputs fall between two of one iteration, and a leap looks only between
+            iterations. For a recorded one say no.
     """
 
     config: SchedulerConfig
