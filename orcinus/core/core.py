@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from orcinus.core.config import SchedulerConfig
 from orcinus.core.journal import Journal
+from orcinus.core.leap import Answers, Leap
 from orcinus.core.plan import IterationPlan, IterationResult
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason, Request
@@ -77,6 +78,13 @@ class Core:
     def update(self, result: IterationResult, now: float) -> list[Progress]:
         """See `Scheduler.update`."""
         return self.scheduler.update(result, now)
+
+    def leap(self, answers: Answers) -> Leap | None:
+        """Several iterations in place of `advance` and `update`, if the next ones are alike; nothing is in flight then.
+
+        For those who know what will be sampled. What comes of it is what the plain loop would have made.
+        """
+        return self.scheduler.leap(answers)
 
     def new_epoch(self, now: float, *, kv_lost: bool) -> None:
         """See `Scheduler.new_epoch`."""

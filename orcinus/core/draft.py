@@ -7,7 +7,7 @@ from math import inf
 
 from orcinus.core.plan import FED_BACK, BlockCopy, BlockDelta, IterationPlan, NewSequence, Output, Work
 from orcinus.core.request import ServiceClass, pack_tokens
-from orcinus.core.sequence import Sequence
+from orcinus.core.sequence import Sequence, SequenceState
 
 
 def chunk_end(start: int, known: int, budget: int, block_size: int) -> int:
@@ -45,7 +45,8 @@ class Entry:
     @property
     def is_current(self) -> bool:
         """Its KV will count: the sequence lives, and has not lost its blocks since."""
-        return self.incarnation == self.sequence.incarnation and not self.sequence.is_finished
+        sequence = self.sequence
+        return self.incarnation == sequence.incarnation and sequence.state is not SequenceState.FINISHED
 
 
 @dataclass(slots=True)
@@ -123,7 +124,8 @@ class Draft:
         """Run `sequence` up to position `end`; its blocks are ready once `copy` is made."""
         start = sequence.num_scheduled
         is_last = end == len(sequence.tokens) + sequence.num_pending
-        self._tell_state(sequence)
+        if not sequence.is_known or sequence.table.dirty_from < len(sequence.table.blocks):
+            self._tell_state(sequence)
         if copy is not None:
             self.copies.append(copy)
         known = sequence.tokens[start:end]
@@ -178,7 +180,9 @@ def _output(sequence: Sequence, start: int, is_last: bool) -> Output:
     if sequence.request.pooling is not None:
         return Output.POOLED if is_last else Output.NOTHING
     output = Output.SAMPLE if is_last else Output.NOTHING
+    if start >= sequence.num_prompt_tokens - 1:
+        return output
     wants_prompt = sequence.request.params.prompt_logprobs is not None and sequence.index == 0
-    if wants_prompt and start < sequence.num_prompt_tokens - 1 and not sequence.request.resumed:
+    if wants_prompt and not sequence.request.resumed:
         output |= Output.PROMPT_LOGPROBS
     return output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -101,6 +101,25 @@ class Scheduled(msgspec.Struct, frozen=True, tag="scheduled", gc=False):
         return tuple(zip(ids, numbers[1::3], numbers[2::3], strict=True))
 
 
+class Repeated(msgspec.Struct, frozen=True, tag="repeated"):
+    """Plans alike but for positions: that of `first`, and one at each of `later`, each a token further than the last.
+
+    It takes the room of one event; readers of the journal see each plan.
+    """
+
+    first: Scheduled
+    later: array[float]
+
+    def plans(self) -> Iterator[Scheduled]:
+        """Each as if it had been written by itself."""
+        first = self.first
+        yield first
+        numbers = array("I", first.packed)
+        for further, at in enumerate(self.later, start=1):
+            numbers[1::3] = array("I", [start + 1 for start in numbers[1::3]])
+            yield Scheduled(at, first.epoch, first.iteration + further, first.tokens, first.base, numbers.tobytes())
+
+
 class _ScheduledLine(msgspec.Struct, frozen=True, tag="scheduled"):
     """`Scheduled` as people read it."""
 
@@ -157,7 +176,7 @@ class Journal:
     """The last `capacity` events in order, and the number of each kind since the start."""
 
     def __init__(self, capacity: int = 65_536) -> None:
-        self._events: deque[Event] = deque(maxlen=capacity)
+        self._events: deque[Event | Repeated] = deque(maxlen=capacity)
         self.counts: Counter[str] = Counter()
 
     def write(self, event: Event) -> None:
@@ -165,8 +184,20 @@ class Journal:
         self._events.append(event)
         self.counts[type(event).__name__] += 1
 
+    def repeat(self, first: Scheduled, instants: Sequence[float]) -> None:
+        """Append a plan of each of `instants`: `first`, and those a token further."""
+        if len(instants) == 1:
+            self.write(first)
+            return
+        self._events.append(Repeated(first, array("d", instants[1:])))
+        self.counts[Scheduled.__name__] += len(instants)
+
     def __iter__(self) -> Iterator[Event]:
-        return iter(self._events)
+        for event in self._events:
+            if isinstance(event, Repeated):
+                yield from event.plans()
+            else:
+                yield event
 
     def __len__(self) -> int:
         return len(self._events)
@@ -174,7 +205,7 @@ class Journal:
     def encode(self) -> bytes:
         """The events as JSON lines: for people, for `explain`, for golden files."""
         encoder = msgspec.json.Encoder()
-        return b"\n".join(encoder.encode(_readable(event)) for event in self._events)
+        return b"\n".join(encoder.encode(_readable(event)) for event in self)
 
 
 def _readable(event: Event) -> msgspec.Struct:

@@ -52,6 +52,35 @@ class Planner:
         self._admit(draft, now)
         return self._issue(draft, now) if draft.work else None
 
+    @property
+    def has_evicted(self) -> bool:
+        """Cached blocks were taken since that was told last."""
+        return self._state.pool.num_evicted != self._num_evicted
+
+    def tell_evicted(self, now: float) -> None:
+        """Write it down."""
+        evicted, self._num_evicted = self._state.pool.num_evicted - self._num_evicted, self._state.pool.num_evicted
+        if evicted:
+            self._state.journal.write(why.Evicted(now, evicted))
+
+    def keeps_waiting(self, decodes: int) -> bool:
+        """Nobody in line can start beside `decodes` sequences, and the reason is the one told.
+
+        It stays so while nobody else comes or ends, the order is the same, and the cache holds what it holds.
+        """
+        queues, config = self._queues, self._state.config
+        if not queues.waiting:
+            return True
+        group = queues.waiting[0]
+        # Service moves those that wait; a target moves the budget.
+        if queues.policy.watches_service or config.target_iteration_seconds is not None:
+            return False
+        if self._victims.may_displace(group):
+            return False
+        room = config.max_batch_tokens - decodes
+        reason = self._obstacle(group, Draft(config.max_batch_size - decodes, prefill_left=room, limit_left=room))
+        return bool(reason) and reason == group.blocked_by
+
     def preempt(self, victim: SequenceGroup, in_favour_of: SequenceGroup, now: float) -> None:
         """Take back all blocks of `victim`: every block is needed at every step, so half of them is worth nothing."""
         dropped = sum(sequence.num_computed for sequence in victim.live)
@@ -96,18 +125,15 @@ class Planner:
         one: it would stand still, perhaps for good, since the decodes may wait for blocks that only it can reclaim.
         """
         slots = self._state.config.max_batch_size - (bool(runnable) and not runnable[0][1].is_decoding)
-        decodes = sum(
-            sequence.is_decoding
-            for _, sequence in runnable
-            if not pads or sequence.request.service_class < ServiceClass.BESTEFFORT
-        )
-        return min(decodes, slots)
+        if pads:
+            runnable = [each for each in runnable if each[1].request.service_class < ServiceClass.BESTEFFORT]
+        return min(sum([sequence.is_decoding for _, sequence in runnable]), slots)
 
     def _is_due(self, sequence: Sequence) -> bool:
         """Something is missing that a plan could run."""
         return (
             sequence.state is SequenceState.RUNNING
-            and sequence.num_missing > 0
+            and len(sequence.tokens) + sequence.num_pending > sequence.num_scheduled
             and sequence.wants_more()
             and (sequence.is_forked or sequence.num_computed > 0 or self._leads(sequence))
         )
@@ -135,8 +161,9 @@ class Planner:
         if sequence.num_scheduled == 0 and not self._begin(draft, group, sequence, now):
             return True
         start = sequence.num_scheduled
-        known = sequence.num_tokens + sequence.num_pending
-        end = chunk_end(start, known, draft.budget(sequence, is_decode=is_decode), size)
+        known = len(sequence.tokens) + sequence.num_pending
+        budget = 1 if is_decode and not draft.pads else draft.budget(sequence, is_decode=is_decode)
+        end = known if budget and start + 1 == known else chunk_end(start, known, budget, size)
         if end < known and sequence.request.is_whole:
             draft.is_closed = True
             return False
@@ -265,9 +292,7 @@ class Planner:
         state.in_flight.append(
             PlanInFlight(state.num_iterations, draft.entries, pins, now, draft.num_decodes, draft.num_prefilled)
         )
-        evicted, self._num_evicted = state.pool.num_evicted - self._num_evicted, state.pool.num_evicted
-        if evicted:
-            state.journal.write(why.Evicted(now, evicted))
+        self.tell_evicted(now)
         work = [(work.seq_id, work.start, work.num_tokens) for work in plan.work]
         state.journal.write(why.Scheduled.of(now, state.epoch, state.num_iterations, work))
         state.num_iterations += 1

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from orcinus.core.draft import Entry, PlanInFlight
+from collections.abc import Iterable
+
+from orcinus.core.draft import Entry
 from orcinus.core.plan import NUMERICAL_ERROR, IterationResult, SequenceFailure, SequenceOutput
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason
-from orcinus.core.sequence import Sequence
+from orcinus.core.sequence import Sequence, SequenceGroup, SequenceState
 from orcinus.core.state import SchedulerState
 
 
@@ -16,8 +18,13 @@ class Results:
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
         self._last_end = 0.0
-        target = state.config.target_iteration_seconds
-        self._watches_time = state.queues.policy.watches_time or target is not None
+        policy, target = state.queues.policy, state.config.target_iteration_seconds
+        self._watches_time = policy.watches_time or target is not None
+
+    @property
+    def watches_time(self) -> bool:
+        """Somebody wants to know how long iterations take."""
+        return self._watches_time or self._state.has_realtime
 
     def update(self, result: IterationResult, now: float) -> list[Progress]:
         """See `Scheduler.update`."""
@@ -27,33 +34,36 @@ class Results:
         plan = state.in_flight.popleft()
         assert plan.iteration == result.iteration, f"collected {result.iteration}, the oldest is {plan.iteration}"
         state.pool.unpin(plan.pins)
-        if self._watches_time or state.has_realtime:
-            self._note_time(plan, now)
+        if self.watches_time:
+            ran = [entry.sequence for entry in plan.entries if not entry.sequence.is_finished]
+            groups = {sequence.request.request_id: state.group_of(sequence) for sequence in ran}
+            self.note_time(plan.decodes, plan.prefill_tokens, plan.issued_at, groups.values(), now)
         outputs = {output.seq_id: output for output in result.outputs}
         failures = {failure.seq_id: failure for failure in result.failures}
         progress: list[Progress] = []
         for entry in plan.entries:
-            self._commit(entry, now, is_sound=entry.sequence.seq_id not in failures)
+            self._commit(entry, now, is_sound=not failures or entry.sequence.seq_id not in failures)
         for entry in plan.entries:
             seq_id = entry.sequence.seq_id
-            if entry.sequence.is_finished:
+            if entry.sequence.state is SequenceState.FINISHED:
                 continue
             if seq_id in failures:
                 progress += self._fail(entry.sequence, failures[seq_id], now)
             elif seq_id in outputs:
-                progress.append(self._append(entry, outputs[seq_id], now))
+                progress.append(self.append(entry, outputs[seq_id], now))
             else:
                 assert not entry.samples, f"no output came for sequence {seq_id}"
         return progress
 
-    def _note_time(self, plan: PlanInFlight, now: float) -> None:
-        """It ran since it was issued, or since the one before it was done."""
-        seconds = now - max(plan.issued_at, self._last_end)
+    def note_time(
+        self, decodes: int, prefill_tokens: int, issued_at: float, groups: Iterable[SequenceGroup], now: float
+    ) -> None:
+        """An iteration of `groups` ran since it was issued, or since the one before it was done."""
+        seconds = now - max(issued_at, self._last_end)
         self._last_end = now
-        self._state.pace.observe(plan.decodes, plan.prefill_tokens, seconds)
-        groups = {entry.sequence.request.request_id: entry for entry in plan.entries if not entry.sequence.is_finished}
-        for entry in groups.values():
-            self._state.queues.policy.on_time(self._state.group_of(entry.sequence), max(0.0, seconds), now)
+        self._state.pace.observe(decodes, prefill_tokens, seconds)
+        for group in groups:
+            self._state.queues.policy.on_time(group, max(0.0, seconds), now)
 
     def _commit(self, entry: Entry, now: float, *, is_sound: bool) -> None:
         """The KV of the entry exists now, unless it was dropped while the plan was in flight. If sound it's shared."""
@@ -70,7 +80,7 @@ class Results:
         if sequence.request.params.n > 1 and entry.start < branching <= entry.end:
             state.fork(state.group_of(sequence), sequence, now)
 
-    def _append(self, entry: Entry, output: SequenceOutput, now: float) -> Progress:
+    def append(self, entry: Entry, output: SequenceOutput, now: float) -> Progress:
         """Take the sampled tokens, up to the one that ends the answer."""
         sequence, request = entry.sequence, entry.sequence.request
         group = self._state.group_of(sequence)
@@ -86,8 +96,10 @@ class Results:
             if reason is not None:
                 break
         stop_token = output.tokens[taken - 1] if reason is FinishReason.STOP else None
-        prompt_logprobs = output.prompt_logprobs[sequence.num_prompt_logprobs - entry.start :]
-        sequence.num_prompt_logprobs += len(prompt_logprobs)
+        prompt_logprobs = output.prompt_logprobs
+        if prompt_logprobs:
+            prompt_logprobs = prompt_logprobs[sequence.num_prompt_logprobs - entry.start :]
+            sequence.num_prompt_logprobs += len(prompt_logprobs)
         if reason is not None:
             self._state.end(group, sequence, reason, now)
         return Progress(

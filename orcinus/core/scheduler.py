@@ -7,9 +7,11 @@ preemption by recompute after vLLM (SOSP '23). Pure: time comes in as an argumen
 from __future__ import annotations
 
 import heapq
+from math import inf
 
 from orcinus.core import check
 from orcinus.core import journal as why
+from orcinus.core import leap as leaping
 from orcinus.core.config import SchedulerConfig, refuse_impossible
 from orcinus.core.draft import Entry
 from orcinus.core.kv.pool import BlockPool
@@ -158,6 +160,11 @@ class Scheduler:
     def update(self, result: IterationResult, now: float) -> list[Progress]:
         """Commit the oldest plan in flight. A result of an older epoch changes nothing."""
         return self._results.update(result, now)
+
+    def leap(self, answers: leaping.Answers) -> leaping.Leap | None:
+        """See `Core.leap`."""
+        deadline = self._deadlines[0][0] if self._deadlines else inf
+        return leaping.begin(self.state, self.planner, self._results, answers, deadline)
 
     def refresh(self, now: float) -> None:
         """Bring both queues into the order of `now`; `schedule` does so itself."""

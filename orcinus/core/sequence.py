@@ -36,6 +36,7 @@ class Sequence:
         "is_forked",
         "is_known",
         "last_iteration",
+        "max_tokens",
         "num_computed",
         "num_found_blocks",
         "num_pending",
@@ -54,6 +55,7 @@ class Sequence:
         self.seq_id = seq_id
         self.request = request
         self.index = index
+        self.max_tokens = request.max_tokens
         self.tokens: array[int] = unpack_tokens(request.prompt)
         self.num_prompt_tokens = len(self.tokens)
         if request.resumed:
@@ -98,7 +100,8 @@ class Sequence:
     @property
     def is_decoding(self) -> bool:
         """One token is missing, and it has begun: its place in the token budget is set aside first."""
-        return self.num_scheduled > 0 and self.num_missing == 1
+        # Spelt out: these are asked for each sequence of each plan.
+        return self.num_scheduled > 0 and len(self.tokens) + self.num_pending - self.num_scheduled == 1
 
     @property
     def is_finished(self) -> bool:
@@ -109,13 +112,14 @@ class Sequence:
         """Another token may be sampled: the limit isn't reached by those known and in flight."""
         if self.request.pooling is not None:
             return self.num_pending == 0
-        return self.num_generated + self.num_pending < self.request.max_tokens
+        return len(self.tokens) - self.num_prompt_tokens + self.num_pending < self.max_tokens
 
     def reason_to_stop(self, token: int) -> FinishReason | None:
         """Why the answer is over after `token`, its newest one, if it is."""
-        if token in self.end_token_ids and self.num_generated > self.request.params.min_tokens:
+        generated = len(self.tokens) - self.num_prompt_tokens
+        if token in self.end_token_ids and generated > self.request.params.min_tokens:
             return FinishReason.STOP
-        return FinishReason.LENGTH if self.num_generated >= self.request.max_tokens else None
+        return FinishReason.LENGTH if generated >= self.max_tokens else None
 
     def settle(self) -> None:
         """A resumed answer that is complete has ended, and its client was told so before the failure."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from orcinus.core.clock import VirtualClock
 from orcinus.core.plan import IterationPlan, IterationResult, NewSequence, Output, SequenceOutput, Work
-from orcinus.core.request import unpack_tokens
+from orcinus.core.request import TOKEN_TYPECODE, unpack_tokens
 from orcinus.simulate.cost import Features, Machine
 from orcinus.simulate.jobs import END, FILLER, Job
+
+# Beyond any answer.
+_NEVER = 2**62
 
 
 class Pace(Protocol):
@@ -55,7 +60,7 @@ class Ran(NamedTuple):
 class _Answer:
     """What one sequence will say. Outputs are made once: most iterations give each sequence the same one."""
 
-    __slots__ = ("filler", "last", "last_at", "tokens")
+    __slots__ = ("ends", "filler", "fillers", "last", "last_at", "tokens")
 
     def __init__(self, new: NewSequence, job: Job) -> None:
         # A recorded request has end tokens of its own, and none of them may slip in.
@@ -63,6 +68,7 @@ class _Answer:
         while token in new.end_token_ids:
             token += 1
         self.filler = SequenceOutput(new.seq_id, (token,))
+        self.fillers = array(TOKEN_TYPECODE, (token,))
         self.last = SequenceOutput(new.seq_id, (END,))
         # A limit ends an answer without an end token.
         self.last_at = new.num_prompt_tokens + job.output - 1 if job.output < job.max_tokens else -1
@@ -71,6 +77,21 @@ class _Answer:
             self.tokens = (new.num_prompt_tokens, unpack_tokens(job.answers[new.index]))
             # What was recorded ends as it was recorded.
             self.last_at = self.last_at if job.recorded is None else -1
+        self.ends = self._ends(new)
+
+    def next_end(self, position: int) -> int:
+        """The first position from `position` on whose token may end the answer; far away if there is none."""
+        place = bisect_left(self.ends, position)
+        return self.ends[place] if place < len(self.ends) else _NEVER
+
+    def _ends(self, new: NewSequence) -> list[int]:
+        """A recorded answer may hold several: those before `min_tokens` end nothing."""
+        ends = [] if self.last_at < 0 else [self.last_at]
+        if self.tokens is not None:
+            first, tokens = self.tokens
+            kept = frozenset(new.end_token_ids)
+            ends += [first + place for place, token in enumerate(tokens) if token in kept]
+        return sorted(ends)
 
     def at(self, position: int, seq_id: int) -> SequenceOutput:
         """What is sampled for `position`."""
@@ -104,8 +125,7 @@ class SimulatedExecutor:
     def submit(self, plan: IterationPlan) -> None:
         """Take a plan; its time is known at once."""
         now = self._clock.now()
-        for seq_id in plan.finished:
-            self._answers.pop(seq_id, None)
+        self.forget(plan.finished)
         for new in plan.new:
             number = new.params.seed
             assert number is not None
@@ -116,6 +136,28 @@ class SimulatedExecutor:
         times = (stage,) * len(self._free_at)
         result = IterationResult(plan.epoch, plan.iteration, tuple(outputs), stage_times=times)
         self._in_flight.append(Ran(plan, began_at, done_at, result))
+
+    def stride(self, iteration: int, decodes: int, context: int) -> tuple[float, float]:
+        """Begin and end of an iteration that only decodes, and is collected at once."""
+        stage, transfer = self._pace.times(iteration, Features(decodes, 0, decodes, context, 0, decodes))
+        return self._pass_through(self._clock.now(), stage, transfer)
+
+    def forget(self, seq_ids: Iterable[int]) -> None:
+        """As a plan says it."""
+        for seq_id in seq_ids:
+            self._answers.pop(seq_id, None)
+
+    def tokens_to_end(self, seq_id: int, position: int) -> int:
+        """See core's `Answers`."""
+        return self._answers[seq_id].next_end(position) - position + 1
+
+    def tokens(self, seq_id: int, position: int, count: int) -> array[int]:
+        """See core's `Answers`."""
+        answer = self._answers[seq_id]
+        if answer.tokens is None and not position <= answer.last_at < position + count:
+            return answer.fillers * count
+        outputs = (answer.at(each, seq_id).tokens for each in range(position, position + count))
+        return array(TOKEN_TYPECODE, [token for tokens in outputs for token in tokens])
 
     def collect(self) -> IterationResult:
         """The oldest result; the clock moves to its instant."""

@@ -51,7 +51,7 @@ class GapHistogram:
 
 
 @dataclass(slots=True)
-class _Live:
+class Live:
     """A job that has no end yet."""
 
     job: Job
@@ -67,7 +67,7 @@ class Ledger:
     """Live jobs by request id, and columns of those that came to an end by themselves."""
 
     def __init__(self) -> None:
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, Live] = {}
         self._columns = {name: array("d") for name in _COLUMNS}
         self.gaps = GapHistogram()
         self.reasons: Counter[str] = Counter()
@@ -81,7 +81,7 @@ class Ledger:
 
     def begin(self, request_id: str, job: Job, arrived_at: float) -> None:
         """A job has come."""
-        self._live[request_id] = _Live(job, arrived_at, job.n)
+        self._live[request_id] = Live(job, arrived_at, job.n)
 
     def refuse(self, request_id: str) -> None:
         """Core didn't take it."""
@@ -125,6 +125,10 @@ class Ledger:
         live = self._live.get(request_id)
         return 0 if live is None else live.num_output
 
+    def live(self, request_id: str) -> Live:
+        """One that has come and not ended."""
+        return self._live[request_id]
+
     def is_live(self, request_id: str) -> bool:
         """It has come and not ended."""
         return request_id in self._live
@@ -138,7 +142,7 @@ class Ledger:
             self._enter(live, now)
         return live.job
 
-    def _enter(self, live: _Live, now: float) -> None:
+    def _enter(self, live: Live, now: float) -> None:
         values = (
             live.arrived_at,
             live.first_at,
@@ -155,5 +159,5 @@ class Ledger:
         """A job of a baseline, which has no core to tell of it."""
         self.reasons[str(FinishReason.STOP)] += 1
         self.total_output += job.output
-        live = _Live(job, job.at, open_answers=0, num_output=job.output, first_at=first_at, last_at=last_at)
+        live = Live(job, job.at, open_answers=0, num_output=job.output, first_at=first_at, last_at=last_at)
         self._enter(live, ended_at)

@@ -13,13 +13,15 @@ from orcinus.core.clock import VirtualClock
 from orcinus.core.config import SchedulerConfig
 from orcinus.core.core import Collect, Core, Decision, Expired, Idle, Submit
 from orcinus.core.journal import Journal
+from orcinus.core.leap import Leap
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason
 from orcinus.errors import ClientError
 from orcinus.simulate.executor import Pace, SimulatedExecutor
 from orcinus.simulate.jobs import Arrival, HangUp, Inbox, Job
 from orcinus.simulate.ledger import Ledger
-from orcinus.simulate.series import Series, Window
+from orcinus.simulate.series import Glimpse, Series, Window
+from orcinus.simulate.strides import Stride
 
 
 class Host(Protocol):
@@ -86,6 +88,9 @@ class Simulation:
         window_at: the report's window of iterations begins here; None takes the one with the longest queue.
         sees_arrivals_midway: a request that comes while an iteration runs may start at once, if another plan may be in
             flight. An engine whose worker runs in its own process can't see it.
+        leaps: pass iterations whose plans can be foreseen at once. The outcome is the same, but for a host that names
+            the instant of each decision: inputs fall between two of one iteration, and a leap looks only between
+            iterations. For a recorded one say no.
     """
 
     config: SchedulerConfig
@@ -94,6 +99,7 @@ class Simulation:
     journal: Journal = field(default_factory=Journal)
     window_at: float | None = None
     sees_arrivals_midway: bool = True
+    leaps: bool = True
 
     def __post_init__(self) -> None:
         assert self.pace.num_stages == self.config.num_stages, "core and the machine must have equally many stages"
@@ -118,7 +124,11 @@ class Simulation:
             inbox.put(at, hang_up)
         began_at = inbox.next_at if inbox.next_at < inf else 0.0
         self.clock.advance_to(began_at)
-        while (decision := self._decide()) is not None:
+        while True:
+            self._leap()
+            decision = self._decide()
+            if decision is None:
+                return self._outcome(began_at)
             if isinstance(decision, Submit):
                 self._executor.submit(decision.plan)
                 self._note_state(decision.plan.num_tokens)
@@ -126,13 +136,48 @@ class Simulation:
                 self._wait(decision)
             elif isinstance(decision, Expired):
                 self._settle(decision.progress)
-        return self._outcome(began_at)
+
+    def _next_decision_at(self) -> float:
+        """When the engine decides next, if nothing comes before."""
+        scheduler, now = self.core.scheduler, self.clock.now()
+        return self.host.decides_at(now, self._num_decisions, scheduler.num_running, is_fresh=self._is_fresh)
+
+    def _leap(self) -> None:
+        """Pass the iterations whose plans can be foreseen."""
+        if not self.leaps or not self._is_fresh or self._stops or self._inbox.next_at <= self._next_decision_at():
+            return
+        leap = self.core.leap(self._executor)
+        if leap is None:
+            return
+        stride = Stride(self.ledger, leap.request_ids, self.clock.now())
+        while stride.is_even:
+            at = self._next_decision_at()
+            if self._inbox.next_at <= at or not leap.schedule(at):
+                break
+            self.clock.advance_to(at)
+            self._stride(leap, stride)
+        leap.close()
+        stride.close()
+
+    def _stride(self, leap: Leap, stride: Stride) -> None:
+        """One of them."""
+        parts, further, count = leap.parts, leap.num_steps, len(leap.parts)
+        # To submit and to collect.
+        self._num_decisions += 2
+        self._executor.forget(leap.forgotten)
+        iteration = self.core.scheduler.num_iterations - 1
+        began_at, done_at = self._executor.stride(iteration, count, leap.context)
+        self._note_state(count)
+        self.clock.advance_to(done_at)
+        glimpse = Glimpse(iteration, began_at, done_at, parts, further)
+        self.window.note(glimpse, (), leap.forgotten, len(self.core.scheduler.waiting))
+        self._dismiss(stride.pass_by(leap.update(done_at), done_at))
 
     def _decide(self) -> Decision | None:
         """Core's next decision but to wait for a request: then one comes, or there is none and the run is over."""
-        clock, scheduler = self.clock, self.core.scheduler
+        clock = self.clock
         while True:
-            now = self.host.decides_at(clock.now(), self._num_decisions, scheduler.num_running, is_fresh=self._is_fresh)
+            now = self._next_decision_at()
             clock.advance_to(now)
             self._is_fresh = False
             self._take_inputs(now)
@@ -189,20 +234,25 @@ class Simulation:
 
     def _collect(self) -> None:
         ran = self._executor.collect_ran()
-        self.window.note(ran, len(self.core.scheduler.waiting))
+        glimpse = Glimpse(ran.plan.iteration, ran.began_at, ran.done_at, ran.plan.work)
+        self.window.note(glimpse, ran.plan.new, ran.plan.finished, len(self.core.scheduler.waiting))
         self._settle(self.core.update(ran.result, self.clock.now()))
         self._is_fresh = True
 
     def _settle(self, progress: list[Progress]) -> None:
         """Tell the ledger; what ends may give rise to a next turn."""
-        now = self.clock.now()
-        for ended, request_id in self.ledger.note(progress, now):
-            self._last_end = now
-            del self._jobs[int(request_id)]
-            if ended.follow_up is not None:
-                self._inbox.put(now + ended.follow_up.at, Arrival(ended.follow_up))
+        self._dismiss(self.ledger.note(progress, self.clock.now()))
         if self._stops:
             self._stop_strings()
+
+    def _dismiss(self, ended: list[tuple[Job, str]]) -> None:
+        """These jobs are over now."""
+        now = self.clock.now()
+        for job, request_id in ended:
+            self._last_end = now
+            del self._jobs[int(request_id)]
+            if job.follow_up is not None:
+                self._inbox.put(now + job.follow_up.at, Arrival(job.follow_up))
 
     def _stop_strings(self) -> None:
         """The front end finds a stop string and ends the answer before the next decision."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
-from orcinus.simulate.executor import Ran
+from orcinus.core.journal import Part
+from orcinus.core.plan import NewSequence, Work
 
 _MOST_POINTS = 1024
 WINDOW = 96
@@ -72,23 +75,37 @@ class Bar(msgspec.Struct, array_like=True, frozen=True):
     work: tuple[tuple[int, int, int], ...]
 
 
+class Glimpse(NamedTuple):
+    """One iteration that may become a bar: its work, each part `further` along than it says."""
+
+    iteration: int
+    began_at: float
+    done_at: float
+    work: Sequence[Work | Part]
+    further: int = 0
+
+    def parts(self) -> Iterator[Part]:
+        """Sequence, position and tokens, before they are moved."""
+        return ((p.seq_id, p.start, p.num_tokens) if isinstance(p, Work) else p for p in self.work)
+
+
 @dataclass
 class Window:
     """The latest iterations; kept as they were when the queue was longest, or from an instant that the user chose."""
 
     chosen_at: float | None = None
     kept: list[Bar] = field(default_factory=list)
-    _latest: deque[Ran] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    _latest: deque[Glimpse] = field(default_factory=lambda: deque(maxlen=WINDOW))
     # By sequence: its job's number, and the iteration that stated it (last).
     _stated: dict[int, tuple[int, int]] = field(default_factory=dict)
     _leaving: deque[tuple[int, int]] = field(default_factory=deque)
     _longest: float = 0.0
 
-    def note(self, ran: Ran, waiting: int) -> None:
-        """One iteration is over, and so many jobs wait."""
+    def note(self, ran: Glimpse, new: Iterable[NewSequence], finished: Iterable[int], waiting: int) -> None:
+        """One iteration is over, whose plan told of `new` and `finished` sequences, and so many jobs wait."""
         if self.chosen_at is not None and self.kept:
             return
-        self._follow(ran)
+        self._follow(ran.iteration, new, finished)
         if self.chosen_at is not None and ran.began_at < self.chosen_at:
             return
         self._latest.append(ran)
@@ -101,13 +118,12 @@ class Window:
         """The window, in order."""
         return self.kept or self._bars()
 
-    def _follow(self, ran: Ran) -> None:
+    def _follow(self, iteration: int, new: Iterable[NewSequence], finished: Iterable[int]) -> None:
         """Remember whose sequence each one is, until no iteration of the window can name it."""
-        iteration = ran.plan.iteration
-        for new in ran.plan.new:
-            assert new.params.seed is not None
-            self._stated[new.seq_id] = (new.params.seed, iteration)
-        self._leaving.extend((iteration, seq_id) for seq_id in ran.plan.finished)
+        for each in new:
+            assert each.params.seed is not None
+            self._stated[each.seq_id] = (each.params.seed, iteration)
+        self._leaving.extend([(iteration, seq_id) for seq_id in finished])
         while self._leaving and self._leaving[0][0] < iteration - WINDOW:
             left_at, seq_id = self._leaving.popleft()
             # Preempted ones leave, too, and are stated again under the same number.
@@ -117,10 +133,10 @@ class Window:
     def _bars(self) -> list[Bar]:
         return [
             Bar(
-                ran.plan.iteration,
+                ran.iteration,
                 ran.began_at,
                 ran.done_at,
-                tuple((self._stated[w.seq_id][0], w.start, w.num_tokens) for w in ran.plan.work),
+                tuple((self._stated[seq_id][0], start + ran.further, tokens) for seq_id, start, tokens in ran.parts()),
             )
             for ran in self._latest
         ]

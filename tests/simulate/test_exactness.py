@@ -106,6 +106,7 @@ def test_the_twin_at_the_recorded_pace_decides_what_the_engine_decided(admission
         RecordedPace(run.seconds),
         RecordedHost(run.decided_at),
         sees_arrivals_midway=False,
+        leaps=False,
     )
     twin.run(run.jobs, run.hang_ups)
     expected, found = decisions(engine.journal), decisions(twin.journal)

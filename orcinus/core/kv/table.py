@@ -22,8 +22,9 @@ class BlockTable:
 
     def needed(self, start: int, end: int, block_size: int, pool: BlockPool) -> int:
         """Free blocks that `prepare` would take for writing positions start .. end."""
-        missing = max(0, blocks_for(end, block_size) - len(self.blocks))
-        return missing + (1 if self._writes_shared(start, block_size, pool) else 0)
+        blocks, entry = self.blocks, start // block_size
+        copied = entry < len(blocks) and not pool.is_writable(blocks[entry])
+        return max(0, -(-end // block_size) - len(blocks)) + copied
 
     def prepare(self, start: int, end: int, block_size: int, pool: BlockPool) -> BlockCopy | None:
         """Make positions start .. end writable: copy the first block if others may read it, then grow.

@@ -70,6 +70,8 @@ class Policy(Protocol):
     displacing: Displacing
     # Else, of those with equal rank, the one is preempted that loses least.
     keeps_arrival_order: bool
+    # It wants `on_service`, or its ranks change otherwise; else they never do.
+    watches_service: bool
     # It wants `on_time`, or others want the pace that it is told.
     watches_time: bool
 
@@ -122,6 +124,7 @@ class PlainPolicy:
     name: str
     displacing: Displacing = "class"
     keeps_arrival_order = False
+    watches_service = True
     watches_time = False
 
     def __init__(self, facts: Facts) -> None:

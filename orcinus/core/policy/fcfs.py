@@ -10,6 +10,7 @@ class Fcfs(PlainPolicy):
 
     name = "fcfs"
     keeps_arrival_order = True
+    watches_service = False
 
     def rank(self, view: RequestView, now: float) -> Rank:
         """The same for all."""
