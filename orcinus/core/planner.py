@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from orcinus.core import journal as why
 from orcinus.core.draft import Draft, PlanInFlight, chunk_end
+from orcinus.core.kv.tiers import Found
 from orcinus.core.pace import TokenBudget
 from orcinus.core.plan import IterationPlan
 from orcinus.core.request import ServiceClass
@@ -25,7 +26,7 @@ class Planner:
         self._budget = TokenBudget(
             state.pace, config.max_batch_tokens, config.block_size, config.target_iteration_seconds
         )
-        self._num_evicted = 0
+        self._num_evicted = self._num_spilled = self._num_stored = 0
 
     def schedule(self, now: float) -> IterationPlan | None:
         """The next plan, or None if nothing can run."""
@@ -88,7 +89,7 @@ class Planner:
         """Something is missing, and no plan in flight forbids another (look-ahead 0: none may have it)."""
         return (
             sequence.state is SequenceState.RUNNING
-            and sequence.in_flight <= self._state.config.lookahead
+            and sequence.in_flight <= (0 if sequence.reads_disk else self._state.config.lookahead)
             and sequence.num_missing > 0
             and sequence.wants_more()
             and (sequence.is_forked or sequence.num_computed > 0 or self._leads(sequence))
@@ -107,7 +108,8 @@ class Planner:
         is_decode = sequence.is_decoding
         if sequence.num_scheduled == 0 and not self._begin(draft, group, sequence, now):
             return True
-        start = sequence.num_scheduled
+        found = [] if sequence.in_flight else state.cache.find_elsewhere(sequence)
+        start = sequence.num_scheduled + len(found) * size
         known = sequence.num_tokens + sequence.num_pending
         end = chunk_end(start, known, draft.budget(sequence, is_decode=is_decode), size)
         if end < known and sequence.request.is_whole:
@@ -121,7 +123,10 @@ class Planner:
         if needed:
             if not self._make_room(group, needed, now):
                 return False
+            state.tiers.lock(found)
             copy = sequence.table.prepare(start, end, size, state.pool)
+        if not sequence.in_flight:
+            self._restore(group, sequence, found, now)
         draft.charge(sequence, end - start, is_decode=is_decode)
         draft.add(sequence, end, state.num_iterations, copy)
         self._queues.policy.on_service(group, end - start, now)
@@ -139,12 +144,25 @@ class Planner:
             return False
         if group.cached_tokens is None:
             sequence.num_found_blocks = len(found)
-            group.cached_tokens = min(len(found) * state.config.block_size, sequence.num_prompt_tokens)
         if found:
             state.take(sequence, found, now)
             if sequence.num_computed >= max(1, sequence.num_prompt_tokens - 1):
                 state.fork(group, sequence, now)
         return True
+
+    def _restore(self, group: SequenceGroup, sequence: Sequence, found: list[Found], now: float) -> None:
+        """What was `found` on host or disk comes to the blocks of `sequence`, now ready, before it goes on."""
+        state = self._state
+        if found:
+            first, end = sequence.num_shared_blocks, sequence.num_shared_blocks + len(found)
+            state.tiers.restore(found, sequence.table.blocks[first:end], sequence.seq_id)
+            sequence.num_scheduled = end * state.config.block_size
+            state.journal.write(
+                why.Restored(now, group.request.request_id, sequence.index, sequence.num_scheduled, len(found))
+            )
+        sequence.reads_disk = state.tiers.on_disk(found)
+        if group.cached_tokens is None:
+            group.cached_tokens = min(sequence.num_scheduled, sequence.num_prompt_tokens)
 
     def _make_room(self, group: SequenceGroup, needed: int, now: float) -> bool:
         """Preempt until `needed` blocks are free; False if they aren't (yet).
@@ -229,16 +247,25 @@ class Planner:
 
     def _issue(self, draft: Draft, now: float) -> IterationPlan:
         state = self._state
-        plan = draft.finish(state.epoch, state.num_iterations, state.forget)
+        swaps = state.tiers.take()
+        plan = draft.finish(state.epoch, state.num_iterations, state.forget, swaps)
         pins = [copy.source for copy in draft.copies]
         state.in_flight.append(
-            PlanInFlight(state.num_iterations, draft.entries, pins, now, draft.num_decodes, draft.num_prefilled)
+            PlanInFlight(state.num_iterations, draft.entries, pins, now, draft.num_decodes, draft.num_prefilled, swaps)
         )
         evicted, self._num_evicted = state.pool.num_evicted - self._num_evicted, state.pool.num_evicted
         if evicted:
             state.journal.write(why.Evicted(now, evicted))
+        self._note_spills(now)
         work = [(work.seq_id, work.start, work.num_tokens) for work in plan.work]
         state.journal.write(why.Scheduled.of(now, state.epoch, state.num_iterations, work))
         state.num_iterations += 1
         state.forget = []
         return plan
+
+    def _note_spills(self, now: float) -> None:
+        tiers = self._state.tiers
+        spilled, self._num_spilled = tiers.num_spilled - self._num_spilled, tiers.num_spilled
+        stored, self._num_stored = tiers.num_stored - self._num_stored, tiers.num_stored
+        if spilled or stored:
+            self._state.journal.write(why.Spilled(now, spilled, stored))

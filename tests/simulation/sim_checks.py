@@ -188,7 +188,11 @@ def check_journal(world: World, news: list[why.Event]) -> None:
                 assert event.tokens > 0
                 assert event.tokens % world.config.block_size == 0
                 most = len(world.clients[event.request_id].prompt)
-                world.cached.setdefault(event.request_id, min(event.tokens, most))
+                world.hits[event.request_id] = min(event.tokens, most)
+            case why.Restored():
+                assert 0 < event.blocks * world.config.block_size <= event.tokens
+                most = len(world.clients[event.request_id].prompt)
+                world.hits[event.request_id] = min(event.tokens, most)
             # Whoever gives way later in the same pass changes what was so.
             case why.Blocked() if is_calm:
                 _check_obstacle(world, event)
@@ -196,6 +200,7 @@ def check_journal(world: World, news: list[why.Event]) -> None:
 
 def _check_preemption(world: World, event: why.Preempted) -> None:
     """I17: only the elder makes the younger give way, so each is eldest in its turn; or one that gave way too often."""
+    world.hits.pop(event.request_id, None)
     counts = world.num_preempted
     counts[event.request_id] += 1
     if world.config.policy != "fcfs" or counts[event.in_favour_of] >= MAX_PREEMPTIONS:
@@ -233,7 +238,8 @@ def _note_cold_starts(world: World) -> None:
     """I13: what began without a hit has found nothing, whatever it finds later."""
     sequences = {s.seq_id: s for group in world.scheduler.groups() for s in group.sequences}
     for work in world.in_flight[-1].plan.work:
-        world.cached.setdefault(sequences[work.seq_id].request.request_id, 0)
+        name = sequences[work.seq_id].request.request_id
+        world.cached.setdefault(name, world.hits.get(name, 0))
 
 
 def _can_share(world: World, group: SequenceGroup, plan: IterationPlan) -> bool:
