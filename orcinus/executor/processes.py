@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
+from orcinus.core.kv.tiers import OnDisk
 from orcinus.core.plan import IterationPlan, IterationResult
 from orcinus.errors import SystemFault
 from orcinus.executor import WorkerDied
@@ -94,6 +95,8 @@ class ProcessWorkers:
             self._poller.register(descriptor, select.POLLIN)
         self._answering = next(worker for worker in workers if worker.place.answers)
         self.descriptions: list[WorkerDescription] = []
+        # A disk is for one worker.
+        self.on_disk = OnDisk()
         self._idle = Idle()
 
     @classmethod
