@@ -106,6 +106,9 @@ class EngineConfig:
                 "swap_space_gib and kv_disk_path keep KV that is found again by its prefix, so they need "
                 "enable_prefix_caching"
             )
+        if self.kv_disk_path and self.record:
+            # Names of what lies on disk are made from tokens, and a recording has none.
+            raise ConfigurationError("record can't repeat what depends on a disk; leave out kv_disk_path meanwhile")
         is_one = self.tensor_parallel_size * self.pipeline_parallel_size == 1 and self.executor == "processes"
         if self.kv_disk_path and not is_one:
             raise ConfigurationError(
