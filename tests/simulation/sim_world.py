@@ -42,7 +42,10 @@ class World:
     def start_engine(self, disk: dict[int, Slot]) -> None:
         """Core and worker, both new; but for the disk."""
         self.journal = Minutes()
-        held = tuple(HeldBlock(at, slot.generation, slot.key, slot.parent) for at, slot in disk.items())
+        held = tuple(
+            HeldBlock(at - self.config.num_host_blocks, slot.generation, slot.key, slot.parent)
+            for at, slot in disk.items()
+        )
         self.core = Core(self.config, self.journal, OnDisk(b"seed", held))
         self.scheduler = self.core.scheduler
         self.worker = Worker(self.config.block_size, self.config.num_host_blocks)

@@ -82,11 +82,13 @@ def test_an_engine_finds_on_disk_what_the_one_before_it_computed(
     turns = next_turns(batch, expected)
     expected_turns = alone(cold, turns)
     config = Warm(**options(random_llama, kernels, dtype), kv_disk_path=str(tmp_path / "kv"), kv_disk_gib=0.05)
+    # Slots are numbered behind the host's, of which there may be others next time.
+    config = replace(config, swap_space_gib=blocks_gib(3.5, dtype))
     before = engine(config)
     assert run(before, batch) == expected
     assert restored(before) == 0
     before.close()
-    after = engine(replace(config, lookahead=1))
+    after = engine(replace(config, lookahead=1, swap_space_gib=blocks_gib(7.5, dtype)))
     assert run(after, batch + turns) == expected | expected_turns
     assert restored(after) > 0
     assert after.scheduler.state.tiers.num_lost == 0

@@ -31,7 +31,7 @@ class TierSizes:
 
 
 class HeldBlock(msgspec.Struct, frozen=True, array_like=True):
-    """A slot of the disk that an earlier engine has filled."""
+    """A slot that an earlier engine has filled, counted from the disk's first one."""
 
     slot: int
     generation: int
@@ -80,7 +80,7 @@ class Tiers:
         self._locked: frozenset[int] = frozenset()
         self._swaps: list[Swap] = []
         self.num_spilled = self.num_stored = self.num_restored = self.num_lost = 0
-        self.disk.adopt([(block.slot, block.generation, block.key) for block in on_disk.blocks])
+        self.disk.adopt([(self.disk.first + block.slot, block.generation, block.key) for block in on_disk.blocks])
         for block in on_disk.blocks:
             self._link(block.key, block.parent)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +24,18 @@ PATHS = st.tuples(st.sampled_from([ALICE, BOB]), st.lists(st.integers(0, 2), min
 STEPS = st.lists(st.tuples(st.sampled_from(["use", "use", "use", "forget", "lose", "restart"]), PATHS), max_size=40)
 
 
+@dataclass
+class Content:
+    """The KV of the last of `tokens`; in doubt, once somebody said so of what it was built on."""
+
+    namespace: Namespace
+    tokens: bytes
+    is_doubtful: bool = False
+
+    def follows(self, namespace: Namespace, tokens: bytes) -> bool:
+        return self.namespace == namespace and self.tokens.startswith(tokens)
+
+
 class Model:
     """A device, and slots that hold what was last copied to them; `contents` is by device block."""
 
@@ -37,7 +51,8 @@ class Model:
         )
         self._sizes = config.tiers
         self._first_disk_slot = num_host
-        self.slots: dict[int, tuple[int, object]] = {}
+        self.slots: dict[int, tuple[int, Content]] = {}
+        self.generations: dict[int, int] = {}
         self.names: dict[int, tuple[bytes, bytes]] = {}
         self.start(OnDisk())
 
@@ -46,16 +61,22 @@ class Model:
         self.keys = BlockKeys(self.tree, b"seed")
         self.tiers = Tiers(self._sizes, self.keys, on_disk)
         self.pool = BlockPool(NUM_BLOCKS, self.tree, self.tiers.spill)
-        self.contents: dict[int, object] = {}
+        self.contents: dict[int, Content] = {}
 
     def restart(self) -> None:
         self.slots = {at: held for at, held in self.slots.items() if at >= self._first_disk_slot}
-        self.start(OnDisk(b"seed", tuple(HeldBlock(at, held[0], *self.names[at]) for at, held in self.slots.items())))
+        # The slots that were erased or lost begin anew.
+        self.generations = {at: generation for at, (generation, _) in self.slots.items()}
+        first = self._first_disk_slot
+        held = (HeldBlock(at - first, generation, *self.names[at]) for at, (generation, _) in self.slots.items())
+        self.start(OnDisk(b"seed", tuple(held)))
 
     def carry_out(self) -> None:
         for swap in self.tiers.take():
             match swap:
                 case SwapOut():
+                    assert swap.generation > self.generations.get(swap.slot, 0), "a generation comes twice"
+                    self.generations[swap.slot] = swap.generation
                     self.slots[swap.slot] = (swap.generation, self.contents[swap.block])
                     self.names[swap.slot] = (swap.key, swap.parent)
                 case SwapIn():
@@ -78,10 +99,11 @@ class Model:
         self.tiers.restore(elsewhere, own[: len(elsewhere)], seq_id=0)
         self.carry_out()
         for entry, block in enumerate(own, len(found)):
-            right = (namespace, tokens[: (entry + 1) * width])
+            right = Content(namespace, tokens[: (entry + 1) * width])
             if entry < len(found) + len(elsewhere):
-                assert self.contents[block] == right, "another's KV came back"
-            self.contents[block] = right
+                assert self.contents[block] == right, "another's KV came back, or some that was in doubt"
+            else:
+                self.contents[block] = right
         if own:
             self.tiers.store(self.tree.extend(namespace, found[-1] if found else None, rest, own))
         self.carry_out()
@@ -94,14 +116,20 @@ class Model:
             self.tiers.forget(found[0])
             self.pool.forget(self.tree.remove_below(found[0]))
             self.carry_out()
+            for content in (*self.contents.values(), *(content for _, content in self.slots.values())):
+                content.is_doubtful |= content.follows(namespace, pack_tokens([path[0]] * SIZE))
             assert self.tiers.find(namespace, None, pack_tokens([path[0]] * SIZE)) == []
 
     def lose(self, which: int) -> None:
         disk = [at for at in self.slots if at >= self._first_disk_slot]
         if disk:
             slot = disk[which % len(disk)]
-            generation, _ = self.slots.pop(slot)
-            self.tiers.lose([(slot, generation), (slot, generation + 1)])
+            generation, _ = self.slots[slot]
+            before = self.tiers.num_lost
+            self.tiers.lose([(slot, generation - 1), (slot, generation + 1)])
+            assert self.tiers.num_lost == before, "another generation was lost, not this one"
+            del self.slots[slot]
+            self.tiers.lose([(slot, generation)])
 
     def check(self, tables: list[list[int]]) -> None:
         self.pool.check(tables)
@@ -159,3 +187,13 @@ def test_a_plan_that_was_abandoned_left_nothing_that_is_trusted() -> None:
 def test_tiers_need_the_prefix_cache() -> None:
     with pytest.raises(ConfigurationError, match="enable_prefix_caching"):
         SchedulerConfig(num_blocks=1, num_host_blocks=1)
+
+
+def test_what_was_built_on_doubtful_kv_is_doubtful_too() -> None:
+    """Also where the device gave it up long ago: the beginning, computed anew, must not lead to it."""
+    model = Model(0, 8)
+    model.use(ALICE, [0, 1, 2])
+    model.forget(ALICE, [0])
+    model.use(ALICE, [0])
+    model.use(ALICE, [0, 1, 2])
+    assert model.tiers.num_restored == 0
