@@ -155,8 +155,8 @@ KV_BUGS = (
     ),
     Bug(
         "kv/prefix.py",
-        "full = (sequence.num_tokens - 1) //",
-        "full = sequence.num_tokens //",
+        "full = (sequence.num_tokens - 1) // self._block_size\n        return",
+        "full = sequence.num_tokens // self._block_size\n        return",
         "the last token's KV is found too",
     ),
     Bug(

@@ -20,6 +20,7 @@ _ELSEWHERE = {
     "max_num_batched_tokens": "max_batch_tokens",
     "kv_cache_memory_bytes": "kv_cache_gib",
     "gpu_memory_utilization": "kv_cache_gib",
+    "swap_space": "swap_space_gib",
     "scheduling_policy": "policy",
     "max_seq_len": "max_model_len",
     "context_length": "max_model_len",

@@ -13,6 +13,7 @@ def check(state: SchedulerState) -> None:
     queues, config = state.queues, state.config
     groups = list(queues.groups.values())
     state.pool.check(sequence.table.blocks for group in groups for sequence in group.sequences)
+    state.tiers.check()
     assert queues.num_running == sum(len(group.live) for group in queues.running)
     assert len(queues.waiting) + len(queues.running) == len(groups), "a group is in no queue, or in two"
     for queue in (queues.waiting, queues.running):

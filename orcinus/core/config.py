@@ -8,9 +8,12 @@ from typing import Literal
 import msgspec
 
 from orcinus.core.admission import ADMISSIONS, AdmissionName, worst_case_blocks
+from orcinus.core.kv.tiers import TierSizes
 from orcinus.core.policy import POLICIES
 from orcinus.core.request import Request
 from orcinus.errors import ConfigurationError, InvalidRequest, nearest
+
+_COSTS = ("recompute_token_seconds", "host_block_seconds", "disk_block_seconds")
 
 
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +35,11 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_wait_seconds: whoever wasn't served for so long comes first in its class (policies priority, prefix, mlfq
             and deadline).
         max_overtakes: of policy prefix: so often somebody who came later may start sooner.
+        num_host_blocks: blocks of the host's memory for KV that had to leave the device.
+        num_disk_blocks: blocks of a file for KV that is to outlive the engine.
+        recompute_token_seconds: what it costs to compute the KV of one token again.
+        host_block_seconds: what it costs to copy a block between device and host, either way.
+        disk_block_seconds: what it costs to read a block from disk; it is written beside the work.
 
     Raises:
         ConfigurationError: naming the field, its value and the bound.
@@ -50,11 +58,24 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     target_iteration_seconds: float | None = None
     max_wait_seconds: float = 10.0
     max_overtakes: int = 8
+    num_host_blocks: int = 0
+    num_disk_blocks: int = 0
+    recompute_token_seconds: float = 1e-4
+    host_block_seconds: float = 1e-4
+    disk_block_seconds: float = 1e-3
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "block_size", "max_batch_tokens", "max_batch_size", "num_stages"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("num_host_blocks", "num_disk_blocks", *_COSTS):
+            if not 0 <= getattr(self, name) < inf:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be at least 0 and finite")
+        if self.num_host_blocks + self.num_disk_blocks and not self.enable_prefix_caching:
+            raise ConfigurationError(
+                "KV that leaves the device is found again by its prefix: enable_prefix_caching, or leave out host and "
+                "disk"
+            )
         for name in ("target_iteration_seconds", "max_wait_seconds"):
             seconds = getattr(self, name)
             if seconds is not None and not 0 < seconds < inf:
@@ -86,6 +107,18 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     def pieces_in_flight(self) -> int:
         """Most plans in flight with work for one sequence: a prompt's may be as many as there are stages."""
         return max(1 + self.lookahead, self.num_stages if self.even_plans else 1)
+
+    @property
+    def tiers(self) -> TierSizes:
+        """What concerns the KV beside the device's."""
+        return TierSizes(
+            self.num_host_blocks,
+            self.num_disk_blocks,
+            self.block_size,
+            self.recompute_token_seconds,
+            self.host_block_seconds,
+            self.disk_block_seconds,
+        )
 
     @property
     def max_running(self) -> int:

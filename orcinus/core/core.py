@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from orcinus.core.config import SchedulerConfig
 from orcinus.core.journal import Journal
+from orcinus.core.kv.tiers import OnDisk
 from orcinus.core.leap import Answers, Leap
 from orcinus.core.plan import IterationPlan, IterationResult
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason, Request
-from orcinus.core.scheduler import Scheduler
+from orcinus.core.scheduler import NOTHING_ON_DISK, Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +49,13 @@ Decision = Submit | Collect | Idle | Expired
 class Core:
     """The scheduler and the loop around it. Every input carries its instant, so a run can be repeated exactly."""
 
-    def __init__(self, config: SchedulerConfig, journal: Journal | None = None) -> None:
+    def __init__(
+        self, config: SchedulerConfig, journal: Journal | None = None, on_disk: OnDisk = NOTHING_ON_DISK
+    ) -> None:
         self.config = config
+        self.on_disk = on_disk
         self.journal = Journal() if journal is None else journal
-        self.scheduler = Scheduler(config, self.journal)
+        self.scheduler = Scheduler(config, self.journal, on_disk)
 
     def add(self, request: Request, now: float) -> None:
         """See `Scheduler.add`."""

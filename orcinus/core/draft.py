@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import inf
 
-from orcinus.core.plan import FED_BACK, BlockCopy, BlockDelta, IterationPlan, NewSequence, Output, Work
+from orcinus.core.plan import FED_BACK, BlockCopy, BlockDelta, IterationPlan, NewSequence, Output, Swap, Work
 from orcinus.core.request import ServiceClass, pack_tokens
 from orcinus.core.sequence import Sequence, SequenceState
 
@@ -59,6 +59,7 @@ class PlanInFlight:
     issued_at: float = 0.0
     decodes: int = 0
     prefill_tokens: int = 0
+    swaps: tuple[Swap, ...] = ()
 
 
 @dataclass(slots=True)
@@ -139,7 +140,7 @@ class Draft:
         sequence.in_flight += 1
         sequence.last_iteration = iteration
 
-    def finish(self, epoch: int, iteration: int, finished: list[int]) -> IterationPlan:
+    def finish(self, epoch: int, iteration: int, finished: list[int], swaps: tuple[Swap, ...] = ()) -> IterationPlan:
         """The plan as the workers get it."""
         return IterationPlan(
             epoch,
@@ -149,6 +150,7 @@ class Draft:
             tuple(self.block_deltas),
             tuple(self.copies),
             tuple(finished),
+            swaps,
         )
 
     def _tell_state(self, sequence: Sequence) -> None:

@@ -141,7 +141,7 @@ class _Reader:
                 self._see_plan(event)
             case why.EpochStarted():
                 self._turn(Cause.RECOVERY, event.at)
-            case why.Evicted():
+            case why.Evicted() | why.Spilled():
                 pass
             case _ if event.request_id == self._request_id:
                 self._see_own(event)
@@ -152,7 +152,7 @@ class _Reader:
                 self._turn(_CAUSE_BY_REASON[event.reason], event.at)
             case why.Admitted():
                 self._is_waiting = False
-            case why.CacheHit() if not self._computed:
+            case why.CacheHit() | why.Restored() if not self._computed:
                 # Later ones, after a preemption, find what it has computed itself.
                 self._cached_tokens = max(self._cached_tokens, min(event.tokens, self._num_prompt_tokens))
             case why.Preempted():

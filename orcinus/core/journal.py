@@ -59,6 +59,32 @@ class Evicted(msgspec.Struct, frozen=True, tag="evicted"):
     blocks: int
 
 
+class Spilled(msgspec.Struct, frozen=True, tag="spilled"):
+    """So many of the evicted `blocks` went to the host's memory, and `stored` new ones to the disk, with one plan."""
+
+    at: float
+    blocks: int
+    stored: int
+
+
+class Restored(msgspec.Struct, frozen=True, tag="restored"):
+    """A sequence begins behind `tokens`, for the KV of their last `blocks` blocks comes back from host or disk."""
+
+    at: float
+    request_id: str
+    index: int
+    tokens: int
+    blocks: int
+
+
+class Lost(msgspec.Struct, frozen=True, tag="lost"):
+    """A sequence has to compute what the disk didn't hold after all."""
+
+    at: float
+    request_id: str
+    index: int
+
+
 class Admitted(msgspec.Struct, frozen=True, tag="admitted"):
     """A request left the queue; `reserved` blocks are promised to it (admission `reserve`)."""
 
@@ -168,7 +194,20 @@ class EpochStarted(msgspec.Struct, frozen=True, tag="epoch"):
 
 
 Event = (
-    Added | Refused | Blocked | CacheHit | Evicted | Admitted | Scheduled | Forked | Preempted | Finished | EpochStarted
+    Added
+    | Refused
+    | Blocked
+    | CacheHit
+    | Evicted
+    | Spilled
+    | Restored
+    | Lost
+    | Admitted
+    | Scheduled
+    | Forked
+    | Preempted
+    | Finished
+    | EpochStarted
 )
 
 

@@ -242,7 +242,8 @@ def begin(
     state: SchedulerState, planner: Planner, results: Results, answers: Answers, deadline: float = inf
 ) -> Leap | None:
     """A leap from here, if the next plan is that of the last iteration but for positions and blocks."""
-    batch = _batch(state)
+    # What spills and what is written to disk goes out with plans, and each of them may evict.
+    batch = None if state.tiers.is_enabled else _batch(state)
     if batch is None or not planner.keeps_waiting(len(batch)):
         return None
     return Leap(state, planner, results, answers, deadline, batch)

@@ -64,6 +64,43 @@ class BlockCopy(msgspec.Struct, frozen=True, array_like=True):
     target: int
 
 
+class SwapOut(msgspec.Struct, frozen=True, array_like=True, tag="out"):
+    """Copy the KV of device block `block` to `slot` of the host's memory or of the disk.
+
+    Slots from 0 up are the host's, those behind them the disk's. `generation` is the label that the slot bears from now
+    on. `key` and `parent` name the KV, and that of the block before it, beyond the life of this engine; only a disk
+    needs them.
+    """
+
+    slot: int
+    generation: int
+    block: int
+    key: bytes = b""
+    parent: bytes = b""
+
+
+class SwapIn(msgspec.Struct, frozen=True, array_like=True, tag="in"):
+    """Copy `slot` to device block `block`, for `seq_id`, which has work in this plan.
+
+    If the slot bears another label than `generation`, nothing is copied: a host's slot then fails the sequence, for
+    core has made a mistake; a disk's slot is `IterationResult.lost`.
+    """
+
+    slot: int
+    generation: int
+    block: int
+    seq_id: int
+
+
+class Erase(msgspec.Struct, frozen=True, array_like=True, tag="erase"):
+    """What the disk's `slot` holds must not be found again."""
+
+    slot: int
+
+
+Swap = SwapOut | SwapIn | Erase
+
+
 class Work(msgspec.Struct, frozen=True, array_like=True):
     """Run `num_tokens` tokens of one sequence from position `start`.
 
@@ -78,7 +115,7 @@ class Work(msgspec.Struct, frozen=True, array_like=True):
 
 
 class IterationPlan(msgspec.Struct, frozen=True, array_like=True):
-    """One iteration. Applied in order: finished, new, block_deltas, copies; then work."""
+    """One iteration. Applied in order: finished, new, block_deltas, swaps, copies; then work."""
 
     epoch: int
     iteration: int
@@ -87,6 +124,7 @@ class IterationPlan(msgspec.Struct, frozen=True, array_like=True):
     block_deltas: tuple[BlockDelta, ...] = ()
     copies: tuple[BlockCopy, ...] = ()
     finished: tuple[int, ...] = ()
+    swaps: tuple[Swap, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -119,6 +157,8 @@ class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
 
 # The failure code of KV that isn't finite, or led to what isn't; it may have come with a prefix from the cache.
 NUMERICAL_ERROR = "numerical_error"
+# The failure code of a sequence that would have read another's KV from a host's slot.
+STALE_KV = "stale_kv"
 
 
 class SequenceFailure(msgspec.Struct, frozen=True, array_like=True):
@@ -132,7 +172,10 @@ class SequenceFailure(msgspec.Struct, frozen=True, array_like=True):
 class IterationResult(msgspec.Struct, frozen=True, array_like=True):
     """The answer to the plan of the same (epoch, iteration).
 
-    `stage_times`: seconds that each pipeline stage worked.
+    Args:
+        stage_times: seconds that each pipeline stage worked.
+        lost: (slot, generation) of what the disk doesn't hold after all. Who was to read it by this plan has neither
+            output nor failure: its work was in vain.
     """
 
     epoch: int
@@ -140,3 +183,4 @@ class IterationResult(msgspec.Struct, frozen=True, array_like=True):
     outputs: tuple[SequenceOutput, ...]
     failures: tuple[SequenceFailure, ...] = ()
     stage_times: tuple[float, ...] = ()
+    lost: tuple[tuple[int, int], ...] = ()

@@ -6,6 +6,7 @@ from math import inf
 
 from orcinus.core import journal as why
 from orcinus.core.draft import Draft, PlanInFlight, chunk_end
+from orcinus.core.kv.tiers import Found
 from orcinus.core.pace import TokenBudget
 from orcinus.core.plan import IterationPlan
 from orcinus.core.request import ServiceClass
@@ -27,7 +28,7 @@ class Planner:
             state.pace, config.max_batch_tokens, config.block_size, config.target_iteration_seconds
         )
         self._evens = config.even_plans and config.num_stages > 1
-        self._num_evicted = 0
+        self._num_evicted = self._num_spilled = self._num_stored = 0
 
     def schedule(self, now: float) -> IterationPlan | None:
         """The next plan, or None if nothing can run."""
@@ -145,6 +146,8 @@ class Planner:
         where that has been.
         """
         config = self._state.config
+        if sequence.reads_disk:
+            return sequence.in_flight == 0
         return sequence.in_flight < (config.pieces_in_flight if sequence.num_missing > 1 else 1 + config.lookahead)
 
     def _leads(self, sequence: Sequence) -> bool:
@@ -160,7 +163,8 @@ class Planner:
         is_decode = sequence.is_decoding
         if sequence.num_scheduled == 0 and not self._begin(draft, group, sequence, now):
             return True
-        start = sequence.num_scheduled
+        found = [] if sequence.in_flight else state.cache.find_elsewhere(sequence)
+        start = sequence.num_scheduled + len(found) * size
         known = len(sequence.tokens) + sequence.num_pending
         budget = 1 if is_decode and not draft.pads else draft.budget(sequence, is_decode=is_decode)
         end = known if budget and start + 1 == known else chunk_end(start, known, budget, size)
@@ -175,7 +179,10 @@ class Planner:
         if needed:
             if not self._make_room(group, needed, now):
                 return False
+            state.tiers.lock(found)
             copy = sequence.table.prepare(start, end, size, state.pool)
+        if not sequence.in_flight:
+            self._restore(group, sequence, found, now)
         draft.charge(sequence, end - start, is_decode=is_decode)
         draft.add(sequence, end, state.num_iterations, copy)
         # Not when it looked: it may have had no room then, and have found more since.
@@ -201,6 +208,18 @@ class Planner:
             if sequence.num_computed >= max(1, sequence.num_prompt_tokens - 1):
                 state.fork(group, sequence, now)
         return True
+
+    def _restore(self, group: SequenceGroup, sequence: Sequence, found: list[Found], now: float) -> None:
+        """What was `found` on host or disk comes to the blocks of `sequence`, now ready, before it goes on."""
+        state = self._state
+        if found:
+            first, end = sequence.num_shared_blocks, sequence.num_shared_blocks + len(found)
+            state.tiers.restore(found, sequence.table.blocks[first:end], sequence.seq_id)
+            sequence.num_scheduled = end * state.config.block_size
+            state.journal.write(
+                why.Restored(now, group.request.request_id, sequence.index, sequence.num_scheduled, len(found))
+            )
+        sequence.reads_disk = state.tiers.on_disk(found)
 
     def _make_room(self, group: SequenceGroup, needed: int, now: float) -> bool:
         """Preempt until `needed` blocks are free; False if they aren't (yet).
@@ -287,14 +306,23 @@ class Planner:
 
     def _issue(self, draft: Draft, now: float) -> IterationPlan:
         state = self._state
-        plan = draft.finish(state.epoch, state.num_iterations, state.forget)
+        swaps = state.tiers.take()
+        plan = draft.finish(state.epoch, state.num_iterations, state.forget, swaps)
         pins = [copy.source for copy in draft.copies]
         state.in_flight.append(
-            PlanInFlight(state.num_iterations, draft.entries, pins, now, draft.num_decodes, draft.num_prefilled)
+            PlanInFlight(state.num_iterations, draft.entries, pins, now, draft.num_decodes, draft.num_prefilled, swaps)
         )
         self.tell_evicted(now)
+        self._note_spills(now)
         work = [(work.seq_id, work.start, work.num_tokens) for work in plan.work]
         state.journal.write(why.Scheduled.of(now, state.epoch, state.num_iterations, work))
         state.num_iterations += 1
         state.forget = []
         return plan
+
+    def _note_spills(self, now: float) -> None:
+        tiers = self._state.tiers
+        spilled, self._num_spilled = tiers.num_spilled - self._num_spilled, tiers.num_spilled
+        stored, self._num_stored = tiers.num_stored - self._num_stored, tiers.num_stored
+        if spilled or stored:
+            self._state.journal.write(why.Spilled(now, spilled, stored))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from orcinus.core.draft import Entry
-from orcinus.core.plan import NUMERICAL_ERROR, IterationResult, SequenceFailure, SequenceOutput
+from orcinus.core import journal as why
+from orcinus.core.draft import Entry, PlanInFlight
+from orcinus.core.plan import NUMERICAL_ERROR, IterationResult, SequenceFailure, SequenceOutput, SwapIn
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason
 from orcinus.core.sequence import Sequence, SequenceGroup, SequenceState
@@ -41,11 +42,15 @@ class Results:
         outputs = {output.seq_id: output for output in result.outputs}
         failures = {failure.seq_id: failure for failure in result.failures}
         progress: list[Progress] = []
+        in_vain = self._lose(plan, result)
         for entry in plan.entries:
-            self._commit(entry, now, is_sound=not failures or entry.sequence.seq_id not in failures)
+            if entry.sequence.seq_id in in_vain:
+                self._rewind(entry, now)
+            else:
+                self._commit(entry, now, is_sound=not failures or entry.sequence.seq_id not in failures)
         for entry in plan.entries:
             seq_id = entry.sequence.seq_id
-            if entry.sequence.state is SequenceState.FINISHED:
+            if entry.sequence.state is SequenceState.FINISHED or seq_id in in_vain:
                 continue
             if seq_id in failures:
                 progress += self._fail(entry.sequence, failures[seq_id], now)
@@ -65,6 +70,25 @@ class Results:
         for group in groups:
             self._state.queues.policy.on_time(group, max(0.0, seconds), now)
 
+    def _lose(self, plan: PlanInFlight, result: IterationResult) -> set[int]:
+        """Forget what the disk doesn't hold; the sequences that were to read it by this plan."""
+        if not result.lost:
+            return set()
+        self._state.tiers.lose(result.lost)
+        lost = set(result.lost)
+        return {swap.seq_id for swap in plan.swaps if isinstance(swap, SwapIn) and (swap.slot, swap.generation) in lost}
+
+    def _rewind(self, entry: Entry, now: float) -> None:
+        """Nothing of it counts. The workers are told anew, for they hold a token that was sampled from nothing."""
+        sequence = entry.sequence
+        sequence.in_flight -= 1
+        sequence.num_pending -= entry.samples
+        if entry.is_current:
+            sequence.num_scheduled = sequence.num_computed
+            self._state.forget.append(sequence.seq_id)
+            sequence.is_known = False
+            self._state.journal.write(why.Lost(now, sequence.request.request_id, sequence.index))
+
     def _commit(self, entry: Entry, now: float, *, is_sound: bool) -> None:
         """The KV of the entry exists now, unless it was dropped while the plan was in flight. If sound it's shared."""
         sequence, state = entry.sequence, self._state
@@ -72,12 +96,12 @@ class Results:
         sequence.num_pending -= entry.samples
         if not entry.is_current:
             return
-        sequence.num_computed = entry.end
+        before, sequence.num_computed = sequence.num_computed, entry.end
         if is_sound and state.cache.is_enabled:
             state.cache.keep(sequence, state.newest_plan(sequence).pins if sequence.in_flight else None)
         # The position that branches start from, reached by whoever leads the group.
         branching = max(1, sequence.num_prompt_tokens - 1)
-        if sequence.request.params.n > 1 and entry.start < branching <= entry.end:
+        if sequence.request.params.n > 1 and before < branching <= entry.end:
             state.fork(state.group_of(sequence), sequence, now)
 
     def append(self, entry: Entry, output: SequenceOutput, now: float) -> Progress:

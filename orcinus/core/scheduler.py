@@ -16,6 +16,7 @@ from orcinus.core.config import SchedulerConfig, refuse_impossible
 from orcinus.core.draft import Entry
 from orcinus.core.kv.pool import BlockPool
 from orcinus.core.kv.prefix import PrefixCache
+from orcinus.core.kv.tiers import OnDisk, Tiers
 from orcinus.core.plan import IterationPlan, IterationResult
 from orcinus.core.planner import Planner
 from orcinus.core.progress import Progress
@@ -25,14 +26,16 @@ from orcinus.core.sequence import Sequence, SequenceGroup
 from orcinus.core.state import SchedulerState
 from orcinus.errors import InvalidRequest, Overloaded
 
+NOTHING_ON_DISK = OnDisk()
+
 
 class Scheduler:
     """Requests in, plans out, results in, progress out. `planner` and `results` do the middle on `state`."""
 
-    def __init__(self, config: SchedulerConfig, journal: why.Journal) -> None:
+    def __init__(self, config: SchedulerConfig, journal: why.Journal, on_disk: OnDisk = NOTHING_ON_DISK) -> None:
         self.config = config
         self.journal = journal
-        self.state = SchedulerState(config, journal)
+        self.state = SchedulerState(config, journal, on_disk)
         self.planner = Planner(self.state)
         self._results = Results(self.state)
         self._num_requests = 0
@@ -49,6 +52,11 @@ class Scheduler:
     def cache(self) -> PrefixCache:
         """The prefix cache."""
         return self.state.cache
+
+    @property
+    def tiers(self) -> Tiers:
+        """KV beside the device's."""
+        return self.state.tiers
 
     @property
     def waiting(self) -> list[SequenceGroup]:
@@ -186,6 +194,7 @@ class Scheduler:
             entry.sequence.num_pending = 0
         for plan in state.in_flight:
             state.pool.unpin(plan.pins)
+        state.tiers.abandon([plan.swaps for plan in state.in_flight], kv_lost=kv_lost)
         state.in_flight.clear()
         for group in self.groups() if kv_lost else self._interrupted_in_copy(entries):
             if group in self.running:

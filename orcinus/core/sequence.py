@@ -44,6 +44,7 @@ class Sequence:
         "num_prompt_tokens",
         "num_scheduled",
         "num_shared_blocks",
+        "reads_disk",
         "request",
         "seq_id",
         "state",
@@ -77,6 +78,8 @@ class Sequence:
         self.last_iteration = -1
         # Raised when the KV is dropped: what was in flight then still gives its tokens, but no KV.
         self.incarnation = 0
+        # The plan in flight reads some of its KV from disk: should that fail, it goes back to where it stood.
+        self.reads_disk = False
         # The workers hold its state.
         self.is_known = False
         # Its prompt KV came from its group's leader (n > 1).

@@ -8,9 +8,11 @@ from orcinus.core import journal as why
 from orcinus.core.admission import ADMISSIONS, worst_case
 from orcinus.core.config import SchedulerConfig
 from orcinus.core.draft import PlanInFlight
+from orcinus.core.kv.keys import BlockKeys
 from orcinus.core.kv.pool import BlockPool
 from orcinus.core.kv.prefix import PrefixCache
 from orcinus.core.kv.radix import RadixTree
+from orcinus.core.kv.tiers import OnDisk, Tiers
 from orcinus.core.pace import Pace
 from orcinus.core.policy import POLICIES, Facts, RequestView
 from orcinus.core.progress import Progress
@@ -23,12 +25,15 @@ from orcinus.core.victims import MAX_PREEMPTIONS
 class SchedulerState:
     """Everything that decisions are made from."""
 
-    def __init__(self, config: SchedulerConfig, journal: why.Journal) -> None:
+    def __init__(self, config: SchedulerConfig, journal: why.Journal, on_disk: OnDisk) -> None:
         self.config = config
         self.journal = journal
         tree = RadixTree(config.num_blocks, config.block_size)
-        self.pool = BlockPool(config.num_blocks, tree)
-        self.cache = PrefixCache(self.pool, tree, config.block_size, is_enabled=config.enable_prefix_caching)
+        self.tiers = Tiers(config.tiers, BlockKeys(tree, on_disk.seed), on_disk)
+        self.pool = BlockPool(config.num_blocks, tree, self.tiers.spill)
+        self.cache = PrefixCache(
+            self.pool, tree, self.tiers, config.block_size, is_enabled=config.enable_prefix_caching
+        )
         self.pace = Pace()
         self.queues = Queues(POLICIES[config.policy](self._facts()))
         self.admission = ADMISSIONS[config.admission](self.pool, self.cache, config.block_size)

@@ -6,9 +6,11 @@ import itertools
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 
@@ -20,14 +22,15 @@ from orcinus.core.request import SamplingParams, pack_tokens
 from orcinus.engine.config import EngineConfig
 from orcinus.engine.loop import Engine
 from orcinus.engine.messages import EngineDescription
-from orcinus.errors import ConfigurationError
+from orcinus.errors import ConfigurationError, MemoryPlanError
 from orcinus.executor import Executor
 from orcinus.executor.inline import InlineWorkers
 from orcinus.executor.processes import ProcessWorkers
 from orcinus.executor.workers import Workers
 from orcinus.models import ModelShape
 from orcinus.models.generation import load_eos_token_ids
-from orcinus.worker.build import Memory, Say, WorkerConfig, WorkerDescription
+from orcinus.worker.build import DiskSpace, Memory, Say, WorkerConfig, WorkerDescription
+from orcinus.worker.disk import slots_in
 from orcinus.worker.memory import GIB, MemoryPlan, free_memory, make_memory_plan, work_area_bytes
 
 # An iteration longer than this is felt as a stall by everybody who is reading along.
@@ -39,6 +42,11 @@ MAX_MEASURED_BATCH_TOKENS = 4096
 MIN_MEASURED_BATCH_TOKENS = 256
 # Row tiles of the kernels; a budget that is no multiple would waste the last one.
 BUDGET_STEP = 32
+# Where nothing was measured: a prompt on a GPU, a copy between device and host, and a read from an SSD. Which of them
+# is quicker matters, not by how much.
+PROMPT_TOKENS_PER_SECOND = 10_000
+HOST_BYTES_PER_SECOND = 4e9
+DISK_BYTES_PER_SECOND = 5e8
 
 
 def build_engine(
@@ -116,13 +124,15 @@ def engine_over(
         ConfigurationError, MemoryPlanError: what is wrong, and the remedy.
     """
     plan = _plan_memory(config, workers.descriptions, say)
-    executor = workers.with_memory(Memory(plan.num_blocks, plan.max_sequence_tokens))
     answering = workers.descriptions[-config.tensor_parallel_size]
+    executor = workers.with_memory(_memory(config, plan, _fingerprint(config, answering)))
     max_batch_tokens = config.max_batch_tokens or _measure_budget(executor, config, plan, answering.device, say)
     if not answering.shape.is_causal:
         # Whoever fits the model must fit an iteration.
         max_batch_tokens = max(max_batch_tokens, plan.max_sequence_tokens)
-    core = Core(config.scheduler_config(num_blocks=plan.num_blocks, max_batch_tokens=max_batch_tokens))
+    tiers = _tiers(plan, None if config.max_batch_tokens else max_batch_tokens / ITERATION_TARGET)
+    told = config.scheduler_config(num_blocks=plan.num_blocks, max_batch_tokens=max_batch_tokens)
+    core = Core(msgspec.structs.replace(told, **tiers), on_disk=workers.on_disk)
     recorded = core if config.record is None else _recorder(core, Path(config.record), say)
     return Engine(recorded, executor, clock), _describe(config, answering, plan, max_batch_tokens)
 
@@ -143,6 +153,26 @@ def _recorder(core: Core, path: Path, say: Say) -> Recorder:
 
 def _write_line(file: FileIO, line: bytes) -> None:
     file.write(line + b"\n")
+
+
+def _memory(config: EngineConfig, plan: MemoryPlan, fingerprint: str) -> Memory:
+    disk = None
+    if config.kv_disk_path is not None:
+        disk = DiskSpace(config.kv_disk_path, plan.num_disk_blocks, f"{fingerprint}/{plan.block_size}")
+    return Memory(plan.num_blocks, plan.max_sequence_tokens, plan.num_host_blocks, disk)
+
+
+def _tiers(plan: MemoryPlan, tokens_per_second: float | None) -> dict[str, int | float]:
+    """What core has to know of KV beside the device's: how much there is, and what bringing it back costs."""
+    if not plan.num_host_blocks + plan.num_disk_blocks:
+        return {}
+    return {
+        "num_host_blocks": plan.num_host_blocks,
+        "num_disk_blocks": plan.num_disk_blocks,
+        "recompute_token_seconds": 1 / (tokens_per_second or PROMPT_TOKENS_PER_SECOND),
+        "host_block_seconds": plan.block_bytes / HOST_BYTES_PER_SECOND,
+        "disk_block_seconds": plan.block_bytes / DISK_BYTES_PER_SECOND,
+    }
 
 
 def _max_model_len(config: EngineConfig, shape: ModelShape) -> int:
@@ -171,9 +201,27 @@ def _plan_memory(config: EngineConfig, workers: list[WorkerDescription], say: Sa
         kv_cache_bytes=None if config.kv_cache_gib is None else int(config.kv_cache_gib * GIB),
         free_bytes=free_memory(torch.device(workers[0].device)),
     )
+    plan = _with_tiers(plan, config)
     if plan.max_sequence_tokens < longest:
         say(f"the KV pool holds {plan.max_sequence_tokens} tokens, so max_model_len is lowered to that")
     return plan
+
+
+def _with_tiers(plan: MemoryPlan, config: EngineConfig) -> MemoryPlan:
+    """With room for KV beside the device's.
+
+    Raises:
+        MemoryPlanError: the host has less.
+    """
+    num_bytes = int(config.swap_space_gib * GIB)
+    free = free_memory(torch.device("cpu")) - plan.kv_bytes
+    if num_bytes > free:
+        raise MemoryPlanError(
+            f"swap_space_gib is {config.swap_space_gib}, but only {free / GIB:.2f} GiB of the host's memory are free "
+            "beside the KV pool; lower it"
+        )
+    on_disk = 0 if config.kv_disk_path is None else slots_in(int(config.kv_disk_gib * GIB), plan.block_bytes)
+    return replace(plan, num_host_blocks=num_bytes // plan.block_bytes, num_disk_blocks=on_disk)
 
 
 def _measure_budget(executor: Executor, config: EngineConfig, plan: MemoryPlan, device: str, say: Say) -> int:
@@ -200,20 +248,24 @@ def _time_prompt(executor: Executor, num_tokens: int, block_size: int, seq_id: i
     return time.perf_counter() - started_at
 
 
+def _fingerprint(config: EngineConfig, worker: WorkerDescription) -> str:
+    """What bits depend on. The number of stages is no part of it: it moves none."""
+    dtype, degrees = worker.dtype, f"tp{config.tensor_parallel_size}-ep1"
+    return f"{worker.weights_revision[:16]}/{dtype}/kv-{dtype}/{worker.kernels}/{degrees}/{worker.implementation}"
+
+
 def _describe(
     config: EngineConfig, worker: WorkerDescription, plan: MemoryPlan, max_batch_tokens: int
 ) -> EngineDescription:
     """`worker` is the one that answers."""
     dtype, shape = worker.dtype, worker.shape
-    # The number of stages is no part of it: it moves no bit.
-    degrees = f"tp{config.tensor_parallel_size}-ep1"
     return EngineDescription(
         model=config.model,
         architecture=shape.architecture,
         num_parameters=worker.num_parameters,
         dtype=dtype,
         device=worker.device,
-        fingerprint=f"{worker.weights_revision[:16]}/{dtype}/kv-{dtype}/{worker.kernels}/{degrees}/{worker.implementation}",
+        fingerprint=_fingerprint(config, worker),
         weights_revision=worker.weights_revision,
         vocab_size=shape.vocab_size,
         eos_token_ids=load_eos_token_ids(Path(config.model)),

@@ -27,6 +27,10 @@ class EngineConfig:
         max_batch_tokens: token budget of an iteration; None measures what fits into 250 ms (on a GPU 2,048).
         max_batch_size: most sequences in one iteration.
         kv_cache_gib: memory for KV blocks; None chooses.
+        swap_space_gib: memory of the host for KV blocks that the device has no room for; brought back when that is
+            quicker than to compute them again.
+        kv_disk_path: folder for KV blocks that are to be found again after a restart; of one engine alone, and private.
+        kv_disk_gib: most that the folder takes.
         block_size: tokens a KV block, a multiple of 16.
         admission: on_demand (vLLM) or reserve (Orca).
         policy: order of service: fcfs, priority, prefix (longest cached prefix first), mlfq (short answers first), fair
@@ -61,6 +65,9 @@ class EngineConfig:
     max_batch_tokens: int | None = None
     max_batch_size: int = 64
     kv_cache_gib: float | None = None
+    swap_space_gib: float = 0.0
+    kv_disk_path: str | None = None
+    kv_disk_gib: float = 4.0
     block_size: int = 16
     admission: AdmissionName = "on_demand"
     policy: str = "fcfs"
@@ -92,8 +99,25 @@ class EngineConfig:
             raise ConfigurationError("model is empty; give the folder of a checkpoint")
         if self.kernels == "cpu" and self.device == "cuda":
             raise ConfigurationError("kernels is cpu, which can't run with device=cuda; use kernels=auto")
+        self._check_tiers()
         # What core would refuse is refused now, not after the weights are loaded.
         self.scheduler_config(num_blocks=1, max_batch_tokens=self.max_batch_tokens or self.max_batch_size)
+
+    def _check_tiers(self) -> None:
+        if (self.swap_space_gib or self.kv_disk_path) and not self.enable_prefix_caching:
+            raise ConfigurationError(
+                "swap_space_gib and kv_disk_path keep KV that is found again by its prefix, so they need "
+                "enable_prefix_caching"
+            )
+        if self.kv_disk_path and self.record:
+            # Names of what lies on disk are made from tokens, and a recording has none.
+            raise ConfigurationError("record can't repeat what depends on a disk; leave out kv_disk_path meanwhile")
+        is_one = self.tensor_parallel_size * self.pipeline_parallel_size == 1 and self.executor == "processes"
+        if self.kv_disk_path and not is_one:
+            raise ConfigurationError(
+                "kv_disk_path is for a model in one worker so far; leave it out, or use tensor_parallel_size and "
+                "pipeline_parallel_size 1"
+            )
 
     def scheduler_config(self, *, num_blocks: int, max_batch_tokens: int) -> SchedulerConfig:
         """What core is told, once the pool and the budget are known."""
@@ -119,6 +143,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_batch_tokens", 1, 2**20),
     ("max_batch_size", 1, 4096),
     ("kv_cache_gib", 1e-6, 2**20),
+    ("swap_space_gib", 0, 2**20),
+    ("kv_disk_gib", 1e-6, 2**20),
     ("block_size", 16, 1024),
     ("target_iteration_seconds", 1e-6, 3600),
     ("max_wait_seconds", 1e-3, 86400),

@@ -113,6 +113,9 @@ class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
 
     Args:
         free_blocks: `cached_blocks` of them hold KV that may be found again.
+        host_blocks, disk_blocks: hold KV beside the device's.
+        spilled_blocks, stored_blocks, restored_blocks, lost_blocks: since the start: copied to the host, written to
+            disk, brought back from either, and not found on disk after all.
         stage_idle: of each pipeline stage, the share of the time under load in which it had nothing to work on.
     """
 
@@ -125,6 +128,12 @@ class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
     preemptions: int = 0
     cached_blocks: int = 0
     stage_idle: tuple[float, ...] = ()
+    host_blocks: int = 0
+    disk_blocks: int = 0
+    spilled_blocks: int = 0
+    stored_blocks: int = 0
+    restored_blocks: int = 0
+    lost_blocks: int = 0
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True):

@@ -240,6 +240,12 @@ class EngineProcess:
                 preemptions=scheduler.journal.counts["Preempted"],
                 cached_blocks=scheduler.pool.num_cached,
                 stage_idle=() if self._workers is None else self._workers.idle_shares(),
+                host_blocks=len(scheduler.tiers.host),
+                disk_blocks=len(scheduler.tiers.disk),
+                spilled_blocks=scheduler.tiers.num_spilled,
+                stored_blocks=scheduler.tiers.num_stored,
+                restored_blocks=scheduler.tiers.num_restored,
+                lost_blocks=scheduler.tiers.num_lost,
             )
             self._socket.send_multipart((front, self._encode(outputs)))
         self._outbox.clear()

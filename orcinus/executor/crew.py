@@ -13,6 +13,7 @@ from typing import Generic, Self, TypeVar
 
 import msgspec
 
+from orcinus.core.kv.tiers import OnDisk
 from orcinus.core.plan import IterationPlan, IterationResult
 from orcinus.errors import SystemFault
 from orcinus.executor import WorkerDied
@@ -81,6 +82,8 @@ class Crew(ABC, Generic[Member]):
         for descriptor in self._by_descriptor:
             self._poller.register(descriptor, select.POLLIN)
         self.descriptions: list[WorkerDescription] = []
+        # A disk is for one worker.
+        self.on_disk = OnDisk()
         self._idle = Idle()
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from orcinus.core.kv.tiers import OnDisk
 from orcinus.core.plan import IterationPlan, IterationResult
 from orcinus.parallel import Place
 from orcinus.parallel.wiring import Links
@@ -18,11 +19,17 @@ class InlineWorkers:
     def __init__(self, config: WorkerConfig, say: Say, on_progress: Callable[[], None] | None = None) -> None:
         self._on_progress = on_progress
         self._loaded = LoadedWorker.load(config, Place(), Links(), say)
+        self._say = say
+        self.on_disk = OnDisk()
         self.descriptions: list[WorkerDescription] = [self._loaded.description]
 
     def with_memory(self, memory: Memory) -> InlineExecutor:
         """See `Workers`."""
-        return InlineExecutor(self._loaded.with_memory(memory, self._on_progress))
+        disk = None
+        if memory.disk is not None:
+            disk = self._loaded.open_disk(memory.disk, self._say)
+            self.on_disk = disk.on_disk
+        return InlineExecutor(self._loaded.with_memory(memory, disk, self._on_progress))
 
     def close(self) -> None:
         """Nothing to do."""
@@ -46,3 +53,4 @@ class InlineExecutor:
     def close(self) -> None:
         """Drop what was queued."""
         self._plans.clear()
+        self._worker.close()

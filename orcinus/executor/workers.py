@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from orcinus.core.kv.tiers import OnDisk
 from orcinus.executor import Executor
 from orcinus.worker.build import Memory, WorkerDescription
 
@@ -14,6 +15,11 @@ class Workers(Protocol):
     @property
     def descriptions(self) -> list[WorkerDescription]:
         """One each, by index."""
+        ...
+
+    @property
+    def on_disk(self) -> OnDisk:
+        """What earlier engines have left on the disk that came with the memory."""
         ...
 
     def with_memory(self, memory: Memory) -> Executor:

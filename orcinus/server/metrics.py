@@ -44,6 +44,8 @@ class Metrics:
         self._gauge("num_requests_running", "sequences in iterations", labels, lambda: _stats(engine).num_running)
         self._gauge("num_requests_waiting", "sequences waiting to start", labels, lambda: _stats(engine).num_waiting)
         self._gauge("kv_cache_usage_perc", "share of the KV blocks in use, 0 to 1", labels, lambda: _kv_usage(engine))
+        self._gauge("kv_blocks_on_host", "KV blocks in the host's memory", labels, lambda: _stats(engine).host_blocks)
+        self._gauge("kv_blocks_on_disk", "KV blocks on disk", labels, lambda: _stats(engine).disk_blocks)
         self._registry.register(_EngineCounters(engine, labels))
         self.prompt_tokens = self._counter("prompt_tokens", "tokens of prompts served", labels)
         self._prefix_queries = self._counter("prefix_cache_queries", "prompt tokens looked up", labels)
@@ -98,6 +100,10 @@ class _EngineCounters(Collector):
         for name, text, value in (
             ("num_preemptions", "sequences that gave back their KV blocks", stats.preemptions),
             ("iterations", "iterations run", stats.iterations),
+            ("kv_blocks_spilled", "KV blocks copied to the host's memory", stats.spilled_blocks),
+            ("kv_blocks_stored", "KV blocks written to disk", stats.stored_blocks),
+            ("kv_blocks_restored", "KV blocks brought back from host or disk", stats.restored_blocks),
+            ("kv_blocks_lost", "KV blocks that the disk did not hold after all", stats.lost_blocks),
         ):
             family = CounterMetricFamily(PREFIX + name, text, labels=tuple(self._labels))
             family.add_metric(tuple(self._labels.values()), value)

@@ -125,6 +125,10 @@ class TwinConfig:
         max_batch_size: most sequences in one iteration.
         lookahead: 1 schedules a decoding sequence again before its token is back.
         enable_prefix_caching: blocks that were computed for one prompt serve others that begin alike.
+        num_host_blocks: blocks of the host's memory for KV that had to leave the device.
+        num_disk_blocks: blocks of a file for the same.
+        host_block_seconds: what a block's copy between device and host takes.
+        disk_block_seconds: what it takes to read one from disk.
         num_stages: pipeline stages; each holds an equal part of the layers.
         num_slices: devices that share each layer.
         link_latency: seconds of a message between two devices.
@@ -145,6 +149,10 @@ class TwinConfig:
     max_batch_size: int | None = None
     lookahead: int | None = None
     enable_prefix_caching: bool | None = None
+    num_host_blocks: int | None = None
+    num_disk_blocks: int | None = None
+    host_block_seconds: float | None = None
+    disk_block_seconds: float | None = None
     num_stages: int = 1
     num_slices: int = 1
     link_latency: float = 0.0

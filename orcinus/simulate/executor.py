@@ -5,12 +5,23 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from orcinus.core.clock import VirtualClock
-from orcinus.core.plan import IterationPlan, IterationResult, NewSequence, Output, SequenceOutput, Work
+from orcinus.core.config import SchedulerConfig
+from orcinus.core.plan import (
+    Erase,
+    IterationPlan,
+    IterationResult,
+    NewSequence,
+    Output,
+    SequenceOutput,
+    Swap,
+    SwapIn,
+    Work,
+)
 from orcinus.core.request import TOKEN_TYPECODE, unpack_tokens
 from orcinus.simulate.cost import Features, Machine
 from orcinus.simulate.jobs import END, FILLER, Job
@@ -31,12 +42,17 @@ class Pace(Protocol):
         """Seconds in each stage, and between two."""
         ...
 
+    def copies(self, swaps: Sequence[Swap]) -> float:
+        """Seconds in each stage that go into KV from elsewhere, before the work."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Modelled:
-    """By the machine's cost model."""
+    """By the machine's cost model. `config` says what copies cost, as core believes it."""
 
     machine: Machine
+    config: SchedulerConfig | None = None
 
     @property
     def num_stages(self) -> int:
@@ -46,6 +62,15 @@ class Modelled:
     def times(self, iteration: int, features: Features) -> tuple[float, float]:
         """The same for equal features."""
         return self.machine.stage_seconds(features), self.machine.transfer_seconds(features)
+
+    def copies(self, swaps: Sequence[Swap]) -> float:
+        """Each block's price; what goes to disk goes beside the work."""
+        if not swaps or self.config is None:
+            return 0.0
+        host = self.config.num_host_blocks
+        on_host = sum(not isinstance(swap, Erase) and swap.slot < host for swap in swaps)
+        from_disk = sum(isinstance(swap, SwapIn) and swap.slot >= host for swap in swaps)
+        return on_host * self.config.host_block_seconds + from_disk * self.config.disk_block_seconds
 
 
 class Ran(NamedTuple):
@@ -132,6 +157,7 @@ class SimulatedExecutor:
             self._answers[new.seq_id] = _Answer(new, self._jobs[number])
         features, outputs = self._run(plan.work)
         stage, transfer = self._pace.times(plan.iteration, features)
+        stage += self._pace.copies(plan.swaps)
         began_at, done_at = self._pass_through(now, stage, transfer)
         times = (stage,) * len(self._free_at)
         result = IterationResult(plan.epoch, plan.iteration, tuple(outputs), stage_times=times)

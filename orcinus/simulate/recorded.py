@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from orcinus.core.config import SchedulerConfig
 from orcinus.core.core import Core, Idle
-from orcinus.core.plan import IterationPlan
+from orcinus.core.plan import IterationPlan, Swap
 from orcinus.core.progress import Progress
 from orcinus.core.recording import AbortInput, AddInput, AdvanceInput, EpochInput, Record, ResultInput, Started, read
 from orcinus.core.request import FinishReason, pack_tokens, unpack_tokens
@@ -29,6 +29,10 @@ class RecordedPace:
     def times(self, iteration: int, features: Features) -> tuple[float, float]:
         """Whatever the plan holds: it is the recorded one."""
         return self.seconds[min(iteration, len(self.seconds) - 1)] / self.num_stages, 0.0
+
+    def copies(self, swaps: Sequence[Swap]) -> float:
+        """They are in what was recorded."""
+        return 0.0
 
 
 @dataclass(frozen=True, slots=True)

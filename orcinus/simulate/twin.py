@@ -12,7 +12,7 @@ from orcinus.core.config import SchedulerConfig
 from orcinus.errors import ConfigurationError, nearest
 from orcinus.simulate import baselines
 from orcinus.simulate.config import BaselineName, TwinConfig, WorkloadConfig
-from orcinus.simulate.cost import CostModel, Link, Machine
+from orcinus.simulate.cost import CostModel, Features, Link, Machine
 from orcinus.simulate.executor import Modelled
 from orcinus.simulate.figures import Figures, figures_of
 from orcinus.simulate.fit import fit
@@ -24,6 +24,7 @@ from orcinus.simulate.workloads import make_jobs
 
 # Prompts of a bucket differ by less than this.
 BUCKET_WIDTH = 128
+_MANY = 512
 # As an engine is started.
 _WITHOUT_PROFILE = SchedulerConfig(num_blocks=4096, enable_prefix_caching=True)
 
@@ -50,15 +51,21 @@ def run_twin(twin: TwinConfig, workload: WorkloadConfig, goal: Goal, label: str 
     """
     profile = read_profile(twin.profile)
     base = profile.scheduler or _WITHOUT_PROFILE
-    config = changed(base, twin.scheduler(base))
+    given = {"recompute_token_seconds": _recompute_seconds(profile)} | twin.scheduler(base)
+    config = changed(base, given)
     jobs = make_jobs(workload)
     if twin.baseline is not None:
         outcome = _BASELINES[twin.baseline](jobs, profile.cost, config.max_batch_size)
     else:
-        pace = Modelled(machine(twin, profile))
+        pace = Modelled(machine(twin, profile), config)
         outcome = Simulation(config, pace, profile.host, window_at=twin.window_at).run(jobs)
     settings = _settings(config) | {"load": workload.in_words(), "profile": profile.name or twin.profile}
     return figures_of(outcome, label or twin.baseline or config.policy, goal, settings)
+
+
+def _recompute_seconds(profile: Profile) -> float:
+    """Of a token of a prompt, in an iteration that runs many."""
+    return profile.cost.seconds(Features(tokens=_MANY, prefill_tokens=_MANY)) / _MANY
 
 
 def _settings(config: SchedulerConfig) -> dict[str, str]:
@@ -121,6 +128,6 @@ def _in_words(changes: dict[str, object]) -> str:
 
 
 def _repeat(run: RecordedRun, profile: Profile, config: SchedulerConfig, label: str, goal: Goal) -> Figures:
-    pace = Modelled(Machine(cost=profile.cost, num_stages=config.num_stages))
+    pace = Modelled(Machine(cost=profile.cost, num_stages=config.num_stages), config)
     outcome = Simulation(config, pace, profile.host).run(run.free_jobs())
     return figures_of(outcome, label, goal, _settings(config) | {"profile": profile.name})

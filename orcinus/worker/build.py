@@ -25,8 +25,10 @@ from orcinus.models.quantized.recipes import RECIPES, RecipeName
 from orcinus.models.slices import Slices
 from orcinus.parallel import Place
 from orcinus.parallel.wiring import Links
+from orcinus.worker.disk import Disk
 from orcinus.worker.kv import KVCache, KVShape
 from orcinus.worker.memory import GIB
+from orcinus.worker.tiers import KVTiers
 from orcinus.worker.worker import Worker
 
 LOAD_PROGRESS_SECONDS = 2.0
@@ -67,11 +69,21 @@ class WorkerDescription(msgspec.Struct, frozen=True, tag="description"):
     device: str
 
 
+class DiskSpace(msgspec.Struct, frozen=True):
+    """A folder for KV that is to outlive the worker; see `worker/disk.py`."""
+
+    path: str
+    num_blocks: int
+    fingerprint: str
+
+
 class Memory(msgspec.Struct, frozen=True, tag="memory"):
     """What a worker may take beside its weights."""
 
     num_blocks: int
     max_sequence_tokens: int
+    num_host_blocks: int = 0
+    disk: DiskSpace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +140,29 @@ class LoadedWorker:
             device=self.device.type,
         )
 
-    def with_memory(self, memory: Memory, on_progress: Callable[[], None] | None = None) -> Worker:
+    def open_disk(self, space: DiskSpace, say: Say) -> Disk:
+        """What earlier engines have left is known then.
+
+        Raises:
+            ConfigurationError: it can't be used.
+        """
+        return Disk(
+            Path(space.path),
+            num_slots=space.num_blocks,
+            block_bytes=self._kv_shape.block_bytes,
+            fingerprint=space.fingerprint,
+            say=say,
+        )
+
+    def with_memory(
+        self, memory: Memory, disk: Disk | None = None, on_progress: Callable[[], None] | None = None
+    ) -> Worker:
         """Take the memory, and be ready for plans. `on_progress` is called whenever a layer is done."""
+        kv = KVCache(self._kv_shape, memory.num_blocks, self.device)
         return Worker(
             self.model,
-            KVCache(self._kv_shape, memory.num_blocks, self.device),
+            kv,
+            KVTiers(kv, memory.num_host_blocks, disk),
             block_size=self.config.block_size,
             max_sequence_tokens=memory.max_sequence_tokens,
             max_batch_size=self.config.max_batch_size,

@@ -43,3 +43,13 @@ class KVCache:
         """Carry out the copies in their order: a later one may read what an earlier one wrote."""
         for copy in copies:
             self._data[:, :, copy.target] = self._data[:, :, copy.source]
+
+    def block(self, block: int) -> Tensor:
+        """All layers of one block, [layers, 2, kv_heads, block_size, head_dim]: a view to read or to fill."""
+        return self._data[:, :, block]
+
+    def blocks_on_host(self, count: int) -> Tensor:
+        """Memory of the host for so many blocks, [count, layers, 2, kv_heads, block_size, head_dim]."""
+        layers, two, _, heads, size, width = self._data.shape
+        is_pinned = self._data.is_cuda and count > 0
+        return torch.empty(count, layers, two, heads, size, width, dtype=self.dtype, pin_memory=is_pinned)

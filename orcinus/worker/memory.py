@@ -25,6 +25,8 @@ class MemoryPlan:
     block_size: int
     work_bytes: int
     max_sequence_tokens: int
+    num_host_blocks: int = 0
+    num_disk_blocks: int = 0
 
     @property
     def kv_bytes(self) -> int:
@@ -42,12 +44,21 @@ class MemoryPlan:
 
         tokens = self.num_blocks * self.block_size
         pool = f"{self.num_blocks} blocks of {self.block_size} tokens = {tokens} tokens, {self.block_bytes} B a block"
+        tiers = (
+            ("swap space", self.num_host_blocks, "of the host's memory"),
+            ("KV disk", self.num_disk_blocks, "of a file"),
+        )
         return "\n".join(
             (
                 row("weights", self.weight_bytes),
                 row("KV pool", self.kv_bytes, pool),
                 row("work area", self.work_bytes, "activations and logits of one iteration"),
                 row("total", self.total_bytes),
+                *(
+                    row(name, count * self.block_bytes, f"{count} blocks {where}")
+                    for name, count, where in tiers
+                    if count
+                ),
             )
         )
 

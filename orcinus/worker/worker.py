@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import msgspec
 import torch
 
-from orcinus.core.plan import IterationPlan, IterationResult, SequenceFailure, SequenceOutput, TokenLogprobs
+from orcinus.core.plan import STALE_KV, IterationPlan, IterationResult, SequenceFailure, SequenceOutput, TokenLogprobs
 from orcinus.errors import RequestFailed
 from orcinus.models import Model
 from orcinus.parallel import Place
@@ -25,6 +25,7 @@ from orcinus.worker.pack import Packed, pack, to_device
 from orcinus.worker.pooling import pool
 from orcinus.worker.sampler import Sampled, Sampler, SampleRow
 from orcinus.worker.sequences import SequenceLog, Sequences
+from orcinus.worker.tiers import KVTiers, Missed
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Worker:
         self,
         model: Model,
         kv: KVCache,
+        tiers: KVTiers | None = None,
         *,
         block_size: int,
         max_sequence_tokens: int,
@@ -82,6 +84,7 @@ class Worker:
         self._on_progress = on_progress
         self._model = model
         self._kv = kv
+        self._tiers = tiers or KVTiers(kv, 0, None)
         self._block_size = block_size
         self._device = device
         self._sampler = Sampler(model.shape.vocab_size, device)
@@ -106,6 +109,7 @@ class Worker:
             self._sequences.clear()
             self._epoch = plan.epoch
         self._sequences.apply(plan)
+        missed = self._tiers.apply(plan.swaps)
         self._kv.copy(plan.copies)
         logs = [self._sequences[item.seq_id] for item in plan.work]
         if self._fed_back is not None:
@@ -113,9 +117,15 @@ class Worker:
                 self._fed_back.catch_up(plan)
         embeds = self._place.is_first
         packed = to_device(pack(plan.work, logs, self._sequences, self._block_size, embeds=embeds), self._device)
-        return self._run(plan, logs, packed, watch)
+        return self._run(plan, logs, packed, watch, missed)
 
-    def _run(self, plan: IterationPlan, logs: list[SequenceLog], packed: Packed, watch: _Watch) -> IterationResult:
+    def close(self) -> None:
+        """No plan will come any more."""
+        self._tiers.close()
+
+    def _run(
+        self, plan: IterationPlan, logs: list[SequenceLog], packed: Packed, watch: _Watch, missed: Missed
+    ) -> IterationResult:
         """Through the layers, and on: to the next stage, or to the heads."""
         before, times = self._states_before(plan, packed, watch)
         hidden = self._model.forward(
@@ -127,12 +137,14 @@ class Worker:
             self._links.outlet.send(plan.epoch, plan.iteration, hidden, (*times, watch.seconds))
             return IterationResult(plan.epoch, plan.iteration, ())
         found = self._heads(plan, logs, packed, hidden)
+        _leave_out(plan, found, missed)
         return IterationResult(
             plan.epoch,
             plan.iteration,
             tuple(found.outputs.values()),
             tuple(found.failures.values()),
             stage_times=(*times, watch.seconds),
+            lost=self._tiers.lost(),
         )
 
     def _states_before(
@@ -228,9 +240,21 @@ class Worker:
 
 _EXPLANATIONS = {
     "numerical_error": "the model's output for this request was not a number; other requests were not affected",
+    STALE_KV: "the KV cache in the host's memory was about to give this request another's; other requests were not "
+    "affected",
     "no_candidates": "no token was left to choose from: allowed_token_ids, banned_token_ids, logit_bias and min_tokens "
     "exclude all",
 }
+
+
+def _leave_out(plan: IterationPlan, found: _Found, missed: Missed) -> None:
+    """Whose KV isn't there has no output: it was made of nothing."""
+    for i, work in enumerate(plan.work):
+        if work.seq_id in missed.stale | missed.lost:
+            found.outputs.pop(i, None)
+            found.failures.pop(i, None)
+        if work.seq_id in missed.stale:
+            found.failures[i] = SequenceFailure(work.seq_id, STALE_KV, _EXPLANATIONS[STALE_KV])
 
 
 def _sample_row(log: SequenceLog) -> SampleRow:

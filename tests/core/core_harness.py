@@ -17,12 +17,16 @@ from orcinus.core.kv.radix import Namespace
 from orcinus.core.plan import (
     FED_BACK,
     NUMERICAL_ERROR,
+    Erase,
     IterationPlan,
     IterationResult,
     NewSequence,
     Output,
     SequenceFailure,
     SequenceOutput,
+    Swap,
+    SwapIn,
+    SwapOut,
     TokenLogprobs,
     Work,
 )
@@ -147,6 +151,8 @@ class PrefixWorker:
         self.epoch = 0
         self.sequences: dict[int, WorkerSequence] = {}
         self.slots: dict[int, dict[int, int]] = defaultdict(dict)
+        # Of host and disk: generation and content.
+        self.elsewhere: dict[int, tuple[int, dict[int, int]]] = {}
         # Told by the world, for no worker knows tenants.
         self.namespaces: dict[int, Namespace] = {}
 
@@ -190,8 +196,21 @@ class PrefixWorker:
             table = self.sequences[delta.seq_id].table
             assert delta.start <= len(table), "a block delta leaves a gap"
             table[delta.start :] = unpack_tokens(delta.blocks)
+        for swap in plan.swaps:
+            self._swap(swap)
         for copy in plan.copies:
             self.slots[copy.target] = dict(self.slots[copy.source])
+
+    def _swap(self, swap: Swap) -> None:
+        match swap:
+            case SwapOut():
+                self.elsewhere[swap.slot] = (swap.generation, dict(self.slots[swap.block]))
+            case SwapIn():
+                generation, content = self.elsewhere[swap.slot]
+                assert generation == swap.generation, "a stale slot is read"
+                self.slots[swap.block] = dict(content)
+            case Erase():
+                del self.elsewhere[swap.slot]
 
     def write(self, work: Work) -> None:
         """Write the KV of one sequence's tokens; of one that has failed it is worth nothing."""

@@ -45,6 +45,22 @@ def test_recorded_lives_replay_without_a_difference_and_with_the_same_journal(fi
         assert core.journal.encode() == world.journal.encode(), f"seed {seed}"
 
 
+def test_what_went_to_the_host_and_came_back_replays_too():
+    lines: list[bytes] = []
+    world = small_world(
+        lines, num_blocks=8, enable_prefix_caching=True, num_host_blocks=6, host_block_seconds=0.0, lookahead=1
+    )
+    prompts = [[number] * 12 for number in range(4)]
+    for turn in range(2):
+        for number, prompt in enumerate(prompts):
+            world.add(make_request(f"{turn}-{number}", prompt, 6, seed=number))
+        world.drain()
+    assert min(world.journal.counts["Restored"], world.journal.counts["Spilled"]) > 0
+    core, difference = replay(lines)
+    assert difference is None
+    assert core.journal.encode() == world.journal.encode()
+
+
 def test_a_refused_request_is_refused_again_in_the_replay():
     lines: list[bytes] = []
     world = small_world(lines)

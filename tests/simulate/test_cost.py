@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from orcinus.core.plan import IterationPlan, Output, Work
+from orcinus.core.config import SchedulerConfig
+from orcinus.core.plan import Erase, IterationPlan, Output, SwapIn, SwapOut, Work
 from orcinus.errors import ConfigurationError
 from orcinus.simulate.cost import (
     CALIBRATION,
@@ -21,6 +22,7 @@ from orcinus.simulate.cost import (
     RooflineCost,
     features_of,
 )
+from orcinus.simulate.executor import Modelled
 from orcinus.simulate.fit import Sample, fit, nonnegative_least_squares, residuals
 from orcinus.simulate.profile import Profile, read_profile, write_profile
 
@@ -157,3 +159,18 @@ def test_what_is_no_profile_is_refused(tmp_path, content):
         file.write_bytes(content)
     with pytest.raises(ConfigurationError, match=r"profile\.json"):
         read_profile(str(file))
+
+
+def test_copies_take_what_core_believes_they_take() -> None:
+    config = SchedulerConfig(
+        num_blocks=4,
+        enable_prefix_caching=True,
+        num_host_blocks=2,
+        num_disk_blocks=2,
+        host_block_seconds=0.5,
+        disk_block_seconds=2.0,
+    )
+    pace = Modelled(Machine(cost=CALIBRATION), config)
+    assert pace.copies([SwapOut(0, 1, 3), SwapIn(1, 1, 2, 7)]) == 1.0
+    assert pace.copies([SwapOut(2, 1, 3), SwapIn(3, 1, 2, 7), Erase(2)]) == 2.0, "the disk is written beside the work"
+    assert pace.copies([]) == 0.0

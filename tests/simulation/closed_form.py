@@ -10,12 +10,16 @@ from dataclasses import dataclass
 
 from orcinus.core.plan import (
     FED_BACK,
+    Erase,
     IterationPlan,
     IterationResult,
     NewSequence,
     Output,
     SequenceFailure,
     SequenceOutput,
+    Swap,
+    SwapIn,
+    SwapOut,
     TokenLogprobs,
     Work,
 )
@@ -123,13 +127,32 @@ class Trouble:
     row: int
     code: str
     in_copies: bool = False
+    in_disk: bool = False
+
+
+@dataclass(slots=True)
+class Slot:
+    """One of host or disk. A disk may lose it, and says so when it notices."""
+
+    generation: int
+    content: list[int | None]
+    key: bytes
+    parent: bytes
 
 
 class Worker:
-    """Applies plans in order. `first_states` is told by the world, for no worker knows tenants."""
+    """Applies plans in order. `first_states` is told by the world, for no worker knows tenants.
 
-    def __init__(self, block_size: int) -> None:
+    Slots from `first_disk_slot` on are the disk's, and outlive the memory.
+    """
+
+    def __init__(self, block_size: int, first_disk_slot: int = 0) -> None:
         self._size = block_size
+        self._first_disk_slot = first_disk_slot
+        self.elsewhere: dict[int, Slot] = {}
+        self._lost: list[tuple[int, int]] = []
+        # Sequences whose KV could not be read, in the plan that runs.
+        self._in_vain: set[int] = set()
         self._epoch = 0
         self.sequences: dict[int, Held] = {}
         self.slots: dict[int, list[int | None]] = {}
@@ -139,17 +162,31 @@ class Worker:
     def lose_memory(self) -> None:
         """The KV is gone."""
         self.slots.clear()
+        self.elsewhere = self.disk
+
+    @property
+    def disk(self) -> dict[int, Slot]:
+        """What it holds."""
+        return {at: slot for at, slot in self.elsewhere.items() if at >= self._first_disk_slot}
 
     def run(self, plan: IterationPlan, trouble: Trouble | None = None) -> IterationResult:
         """State changes, then all writes, then all reads, then what comes out."""
+        if trouble is not None and trouble.in_disk:
+            self._spoil_disk(plan, trouble.row)
         self.apply_state(plan, copies=trouble is None or not trouble.in_copies)
         if trouble is not None:
             self._break(plan, trouble)
         for work in plan.work:
-            self.write(work)
+            if work.seq_id not in self._in_vain:
+                self.write(work)
         outputs, failures = [], []
         for work in plan.work:
             held = self.sequences[work.seq_id]
+            if work.seq_id in self._in_vain:
+                # It has a token made of nothing now, as a real worker has.
+                held.tokens.append(0)
+                held.states.append(NAN)
+                continue
             if held.failed_with:
                 failures.append(SequenceFailure(work.seq_id, held.failed_with, "planned"))
                 # The next plan may already feed it back.
@@ -159,7 +196,15 @@ class Worker:
             self._read(held, work)
             if work.output:
                 outputs.append(self._answer(held, work))
-        return IterationResult(plan.epoch, plan.iteration, tuple(outputs), tuple(failures))
+        lost, self._lost = tuple(self._lost), []
+        return IterationResult(plan.epoch, plan.iteration, tuple(outputs), tuple(failures), lost=lost)
+
+    def _spoil_disk(self, plan: IterationPlan, which: int) -> None:
+        """One slot can't be read any more; one that somebody is about to read, if there is one."""
+        wanted = [swap.slot for swap in plan.swaps if isinstance(swap, SwapIn) and swap.slot in self.disk]
+        disk = wanted or list(self.disk)
+        if disk:
+            del self.elsewhere[disk[which % len(disk)]]
 
     def _break(self, plan: IterationPlan, trouble: Trouble) -> None:
         targets = {copy.target for copy in plan.copies}
@@ -183,9 +228,35 @@ class Worker:
             table = self.sequences[delta.seq_id].table
             assert delta.start <= len(table), "a block delta leaves a gap"
             table[delta.start :] = unpack_tokens(delta.blocks)
+        self._in_vain = set()
+        for swap in plan.swaps:
+            self._swap(swap)
         for copy in plan.copies if copies else ():
             assert copy.source in self.slots, "a block is copied that nobody has written"
             self.slots[copy.target] = list(self.slots[copy.source])
+
+    def _swap(self, swap: Swap) -> None:
+        match swap:
+            case SwapOut():
+                content = list(self.slots[swap.block])
+                assert None not in content, "I6: a block leaves that isn't full"
+                self.elsewhere[swap.slot] = Slot(swap.generation, content, swap.key, swap.parent)
+            case SwapIn():
+                self._swap_in(swap)
+            case Erase():
+                assert swap.slot >= self._first_disk_slot, "a host's slot needs no erasing"
+                self.elsewhere.pop(swap.slot, None)
+
+    def _swap_in(self, swap: SwapIn) -> None:
+        there = self.elsewhere.get(swap.slot)
+        is_disk = swap.slot >= self._first_disk_slot
+        if is_disk and (there is None or there.generation != swap.generation):
+            self._lost.append((swap.slot, swap.generation))
+            self._in_vain.add(swap.seq_id)
+            return
+        assert there is not None, "an empty slot is read"
+        assert there.generation == swap.generation, "a stale slot is read"
+        self.slots[swap.block] = list(there.content)
 
     def _hold(self, new: NewSequence) -> Held:
         tokens, first = list(unpack_tokens(new.tokens)), self.first_states[new.seq_id]

@@ -179,6 +179,7 @@ class Life:
 def draw_config(rng: random.Random) -> SchedulerConfig:
     """Small, so that everything runs out all the time."""
     max_batch_size = rng.choice([1, 2, 3, 4, 8])
+    caching = rng.random() < 0.75
     block_size = rng.choice([1, 1, 2, 2, 4, 16])
     blocks = rng.choice([rng.randint(1, 8), rng.randint(4, 20), rng.randint(8, 30), rng.randint(8, 64), 64])
     return SchedulerConfig(
@@ -191,12 +192,16 @@ def draw_config(rng: random.Random) -> SchedulerConfig:
         lookahead=rng.choice([0, 1]),
         admission=rng.choice(["reserve", "on_demand", "on_demand"]),
         policy=rng.choice([*sorted(POLICIES), "fcfs", "fcfs"]),
-        enable_prefix_caching=rng.random() < 0.75,
+        enable_prefix_caching=caching,
         target_iteration_seconds=rng.choice([None, None, 0.002]),
         # With one, whoever waits is soon overdue.
         max_wait_seconds=rng.choice([10.0, 0.02]),
         max_overtakes=rng.choice([0, 1, 8]),
         even_plans=rng.random() < 0.5,
+        num_host_blocks=rng.choice([0, 1, 3, 8, 64]) if caching else 0,
+        num_disk_blocks=rng.choice([0, 0, 1, 4, 32]) if caching else 0,
+        host_block_seconds=rng.choice([0.0, 0.0, 1e-3]),
+        disk_block_seconds=rng.choice([0.0, 0.0, 1e-4, 1e-3]),
     )
 
 
@@ -207,6 +212,7 @@ FAULTS = {
     "resume": 1.5,
     "row_fails": 3.0,
     "copy_fails": 1.0,
+    "disk_fails": 3.0,
     "hold": 1.5,
     "stale": 2.0,
     "epoch": 1.5,
@@ -247,6 +253,8 @@ class _Draw:
                 return Run(Trouble(rng.randrange(1 << 16), rng.choice([NUMERICAL_ERROR, "no_token"])))
             case "copy_fails":
                 return Run(Trouble(0, rng.choice([NUMERICAL_ERROR, "copy_failed"]), in_copies=True))
+            case "disk_fails":
+                return Run(Trouble(rng.randrange(1 << 16), "", in_disk=True))
             case "epoch":
                 return Epoch(rng.random() < 0.4, rng.randint(0, 4))
             case "jump":

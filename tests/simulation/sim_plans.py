@@ -158,7 +158,9 @@ def _check_nobody_idles(world: World, plan: IterationPlan | None, before: Before
     for group in scheduler.running:
         for sequence in group.live if group.request.service_class < ServiceClass.BESTEFFORT else ():
             is_old = bool(before.tables.get(sequence.seq_id))
-            may = is_old and sequence.in_flight <= config.lookahead and sequence.seq_id not in planned
+            # What is read from disk may turn out to be lost.
+            most = 0 if sequence.reads_disk else config.lookahead
+            may = is_old and sequence.in_flight <= most and sequence.seq_id not in planned
             more = sequence.request.pooling is None and (
                 sequence.num_generated + sequence.num_pending < sequence.request.max_tokens
             )

@@ -9,12 +9,13 @@ import lives
 import msgspec
 import sim_checks
 import sim_plans
-from closed_form import Trouble, Worker
+from closed_form import Slot, Trouble, Worker
 from lives import Life
 from sim_clients import Client
 from sim_parts import Minutes, PlanOut, invented_result
 
 from orcinus.core.core import Collect, Core, Decision, Expired, Idle, Submit
+from orcinus.core.kv.tiers import HeldBlock, OnDisk
 from orcinus.core.plan import IterationPlan, IterationResult
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason, Request
@@ -36,14 +37,19 @@ class World:
         self.held_for = 0
         self._digest = hashlib.blake2b(digest_size=16)
         self._encode = msgspec.msgpack.Encoder().encode
-        self.start_engine()
+        self.start_engine({})
 
-    def start_engine(self) -> None:
-        """Core and worker, both new."""
+    def start_engine(self, disk: dict[int, Slot]) -> None:
+        """Core and worker, both new; but for the disk."""
         self.journal = Minutes()
-        self.core = Core(self.config, self.journal)
+        held = tuple(
+            HeldBlock(at - self.config.num_host_blocks, slot.generation, slot.key, slot.parent)
+            for at, slot in disk.items()
+        )
+        self.core = Core(self.config, self.journal, OnDisk(b"seed", held))
         self.scheduler = self.core.scheduler
-        self.worker = Worker(self.config.block_size)
+        self.worker = Worker(self.config.block_size, self.config.num_host_blocks)
+        self.worker.elsewhere = disk
         self.in_flight: deque[PlanOut] = deque()
         self.stale: list[IterationResult] = []
         self._paths: dict[tuple[tuple[str, ...], bytes], list[int]] = {}
@@ -257,7 +263,7 @@ class World:
 
     def crash(self) -> None:
         """The front end submits what is open to the next engine, and says what has ended outside."""
-        self.start_engine()
+        self.start_engine(self.worker.disk)
         for name, client in self.clients.items():
             if client.is_open:
                 client.begin_anew()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from orcinus.core.kv.radix import RadixTree
 
@@ -17,9 +17,13 @@ class BlockPool:
     *Cached*: nobody uses the block, but the radix tree holds it. It is handed out when no free one is left, the least
     recently used first. Whoever uses a block of the tree uses those above it too, and what falls idle together is
     queued from the end of the path: so the head of the queue always ends a path, and all cached blocks can be had.
+
+    `spill` is told of each cached block before it is taken.
     """
 
-    def __init__(self, num_blocks: int, tree: RadixTree | None = None) -> None:
+    def __init__(
+        self, num_blocks: int, tree: RadixTree | None = None, spill: Callable[[int], None] = lambda _: None
+    ) -> None:
         assert num_blocks > 0
         self.num_blocks = num_blocks
         self.num_evicted = 0
@@ -29,6 +33,7 @@ class BlockPool:
         self._pins = [0] * num_blocks
         self._num_limbo = 0
         self._tree = RadixTree(num_blocks, 1) if tree is None else tree
+        self._spill = spill
         # In order of last use. Taking the first of a plain dict again and again would scan what was taken before.
         self._cached: OrderedDict[int, None] = OrderedDict()
 
@@ -161,6 +166,7 @@ class BlockPool:
 
     def _evict(self) -> None:
         block, _ = self._cached.popitem(last=False)
+        self._spill(block)
         self._tree.remove_last(block)
         self._free.append(block)
         self.num_evicted += 1

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from orcinus.core.draft import Entry
 from orcinus.core.kv.pool import BlockPool
 from orcinus.core.kv.radix import Namespace, RadixTree
+from orcinus.core.kv.tiers import Found, Tiers
 from orcinus.core.request import Request
 from orcinus.core.sequence import Sequence
 
@@ -18,9 +19,10 @@ from orcinus.core.sequence import Sequence
 class PrefixCache:
     """The radix tree between the sequences and the pool. Without `is_enabled` nothing is found and nothing is kept."""
 
-    def __init__(self, pool: BlockPool, tree: RadixTree, block_size: int, *, is_enabled: bool) -> None:
+    def __init__(self, pool: BlockPool, tree: RadixTree, tiers: Tiers, block_size: int, *, is_enabled: bool) -> None:
         self._pool = pool
         self._tree = tree
+        self._tiers = tiers
         self._block_size = block_size
         self.is_enabled = is_enabled
 
@@ -38,6 +40,19 @@ class PrefixCache:
             return []
         full = (sequence.num_tokens - 1) // self._block_size
         return self._tree.find(Namespace.of(sequence.request), sequence.tokens[: full * self._block_size].tobytes())
+
+    def find_elsewhere(self, sequence: Sequence) -> list[Found]:
+        """The blocks that come next for `sequence`, which isn't in flight and computes from where the tree ends, and
+        that host or disk have."""
+        first = sequence.num_shared_blocks
+        full = (sequence.num_tokens - 1) // self._block_size
+        if not self._tiers.is_enabled or first >= full or sequence.num_scheduled != first * self._block_size:
+            return []
+        if not self._may_find(sequence.request) or not self.is_keeper(sequence):
+            return []
+        above = sequence.table.blocks[first - 1] if first else None
+        tokens = sequence.tokens[first * self._block_size : full * self._block_size].tobytes()
+        return self._tiers.find(Namespace.of(sequence.request), above, tokens)
 
     def take(self, sequence: Sequence, blocks: list[int]) -> None:
         """`sequence`, which has computed nothing, begins behind `blocks`, just found."""
@@ -64,6 +79,7 @@ class PrefixCache:
         blocks, tokens = sequence.table.blocks, sequence.tokens[first * self._block_size : full * self._block_size]
         above = blocks[first - 1] if first else None
         kept = self._tree.extend(Namespace.of(sequence.request), above, tokens.tobytes(), blocks[first:full])
+        self._tiers.store(kept)
         for entry, block in enumerate(kept, first):
             own = blocks[entry]
             if own != block:
@@ -104,7 +120,10 @@ class PrefixCache:
         """
         first = 0 if found_too else sequence.num_found_blocks
         if first < sequence.num_shared_blocks:
-            self._pool.forget(self._tree.remove_below(sequence.table.blocks[first]))
+            doubtful = sequence.table.blocks[first]
+            if self.holds(doubtful):
+                self._tiers.forget(doubtful)
+            self._pool.forget(self._tree.remove_below(doubtful))
 
     def holds(self, block: int) -> bool:
         """It can be found."""

@@ -66,6 +66,8 @@ class RadixTree:
         self._nodes: list[_Node | None] = [None] * num_blocks
         # Blocks above it on its path; -1 if it isn't in the tree.
         self._depths = [-1] * num_blocks
+        # What each block is called outside the tree, once somebody has asked (`keys.py`); gone with the block.
+        self.keys = [b""] * num_blocks
         self.num_blocks = 0
         # Counts changes of what can be found.
         self.version = 0
@@ -73,6 +75,17 @@ class RadixTree:
     def depth(self, block: int) -> int:
         """Blocks above `block` on its path; -1 if the tree doesn't hold it."""
         return self._depths[block]
+
+    def place(self, block: int) -> tuple[int | None, bytes, Namespace | None]:
+        """The block above `block` (None: it is the first one), the tokens in `block`, and then whose they are."""
+        node = self._nodes[block]
+        assert node is not None, f"block {block} isn't in the tree"
+        entry = self._depths[block] - node.start
+        tokens = bytes(node.tokens[entry * self._width : (entry + 1) * self._width])
+        if entry:
+            return node.blocks[entry - 1], tokens, None
+        assert node.parent is not None
+        return (node.parent.blocks[-1] if node.parent.blocks else None), tokens, node.parent.namespace
 
     def find(self, namespace: Namespace, tokens: bytes) -> list[int]:
         """Blocks of the longest prefix of `tokens` that is held. Changes nothing; O(len(tokens)) in bytes compared."""
@@ -254,6 +267,7 @@ class RadixTree:
         for block in blocks:
             self._nodes[block] = None
             self._depths[block] = -1
+            self.keys[block] = b""
         self.num_blocks -= len(blocks)
         self.version += 1
         return blocks
