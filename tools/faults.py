@@ -282,7 +282,7 @@ async def ready(server: Server) -> None:
 async def run(server: Server, arguments: argparse.Namespace) -> list[str]:
     """The complaints."""
     rng = random.Random(arguments.seed)
-    timeout = aiohttp.ClientTimeout(total=None, sock_read=120)
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=600)
     async with aiohttp.ClientSession(
         timeout=timeout, connector=aiohttp.TCPConnector(limit=0, force_close=True)
     ) as session:
