@@ -267,14 +267,22 @@ async def inject(
                 injected[kind] += server.hurt(number, rng)
                 # Let it come back: an engine that isn't there can't be hurt, one that never gets to work serves nobody.
                 await asyncio.sleep(rng.uniform(0.5, 2.5))
-                while rng.random() < 0.9 and not await asyncio.to_thread(server.is_ready):
-                    await asyncio.sleep(0.5)
+                if rng.random() < 0.7:
+                    await ready(server)
+
+
+async def ready(server: Server) -> None:
+    """An engine takes requests; or none has for long, and who waits for it will complain."""
+    for _ in range(200):
+        if await asyncio.to_thread(server.is_ready):
+            return
+        await asyncio.sleep(0.5)
 
 
 async def run(server: Server, arguments: argparse.Namespace) -> list[str]:
     """The complaints."""
     rng = random.Random(arguments.seed)
-    timeout = aiohttp.ClientTimeout(total=None, sock_read=120)
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=600)
     async with aiohttp.ClientSession(
         timeout=timeout, connector=aiohttp.TCPConnector(limit=0, force_close=True)
     ) as session:

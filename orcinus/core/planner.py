@@ -114,7 +114,7 @@ class Planner:
         """Leave the other stages their part, and serve those first who waited for theirs."""
         config, queues = self._state.config, self._queues
         newcomers = queues.waiting[: config.max_running - queues.num_running]
-        share = Share.of(config, (sequence for _, sequence in due), newcomers)
+        share = Share.of(config, [sequence for _, sequence in due], newcomers, len(self._state.in_flight))
         draft.decodes_left = share.decodes
         draft.prefill_left = min(draft.prefill_left, share.prefill)
         return in_turns(runnable, share.decodes, pads=draft.pads)

@@ -28,18 +28,25 @@ class Share:
     prefill: int
 
     @classmethod
-    def of(cls, config: SchedulerConfig, due: Iterable[Sequence], newcomers: Iterable[SequenceGroup]) -> Share:
+    def of(
+        cls, config: SchedulerConfig, due: list[Sequence], newcomers: Iterable[SequenceGroup], num_in_flight: int
+    ) -> Share:
         """An equal part of it; of prompts at least a part of the budget, or a long one's last pieces would be tiny.
 
         Args:
             due: admitted and lacking something, in flight or not.
             newcomers: those who may start now.
+            num_in_flight: plans.
         """
-        missing = [0 if each.is_decoding else each.num_missing for each in due]
-        tokens = sum(missing) + sum(group.request.num_prompt_tokens for group in newcomers)
+        decoding = [each for each in due if each.is_decoding]
+        ready = sum(each.in_flight <= config.lookahead for each in decoding)
+        # Of four on three stages two, one and one: with two and two the third would have none.
+        decodes = min(_part(len(decoding), config.num_stages), _part(ready, config.plans_in_flight - num_in_flight))
+        tokens = sum(each.num_missing for each in due if not each.is_decoding)
+        tokens += sum(group.request.num_prompt_tokens for group in newcomers)
         budget, stages = config.max_batch_tokens, config.num_stages
         prefill = max(_part(tokens, _ROUNDS * stages), _part(budget, stages), config.block_size)
-        return cls(max(1, _part(missing.count(0), stages)), min(budget, prefill))
+        return cls(max(1, decodes), min(budget, prefill))
 
 
 def in_turns(runnable: Runnable, decodes: int, *, pads: bool) -> Runnable:

@@ -26,7 +26,7 @@ from orcinus.simulate.workloads import make_jobs
 BUCKET_WIDTH = 128
 _MANY = 512
 # As an engine is started.
-_WITHOUT_PROFILE = SchedulerConfig(num_blocks=4096, enable_prefix_caching=True)
+_WITHOUT_PROFILE = SchedulerConfig(num_blocks=4096, enable_prefix_caching=True, even_plans=True)
 
 
 def machine(twin: TwinConfig, profile: Profile) -> Machine:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_layouts import config_of, greedy, run, tokens_of
+from test_layouts import config_of, greedy, run
 
 from orcinus.core.clock import VirtualClock
 from orcinus.engine.build import build_engine, engine_over, worker_config
@@ -39,10 +39,12 @@ def answer(config: EngineConfig) -> dict[str, object]:
 
 
 def answered(engine: Engine) -> dict[str, object]:
-    """Tokens of greedy requests, and all decisions."""
-    tokens = tokens_of(run(engine, greedy(12)))
+    """Tokens and their log-probabilities, every bit, and all decisions."""
+    bits = {
+        key: [(token, scores.logprob) for token, scores in answer] for key, answer in run(engine, greedy(12)).items()
+    }
     decided = [str(entry) for entry in engine.scheduler.journal]
-    return {"tokens": sorted([*key, answer] for key, answer in tokens.items()), "journal": decided}
+    return {"bits": sorted([*key, answer] for key, answer in bits.items()), "journal": decided}
 
 
 def hurt(config: EngineConfig, number: signal.Signals, *, idle: bool) -> dict[str, object]:

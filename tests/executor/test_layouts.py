@@ -58,11 +58,15 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     def get(case: str) -> Path:
         if case not in made:
             made[case] = tmp_path_factory.mktemp(case)
-            kind = checkpoints_moe if case in checkpoints_moe.CASES else checkpoints
-            kind.save(case, made[case])
+            save(case, made[case])
         return made[case]
 
     return get
+
+
+def save(case: str, folder: Path) -> None:
+    """A checkpoint, with experts or without."""
+    (checkpoints_moe if case in checkpoints_moe.CASES else checkpoints).save(case, folder)
 
 
 @pytest.fixture(autouse=True)
@@ -96,9 +100,10 @@ def prompts(number: int, seed: int = 0, longest: int = 60) -> list[bytes]:
     return [pack_tokens([rng.randrange(2, 1003) for _ in range(rng.randrange(1, longest))]) for _ in range(number)]
 
 
-def greedy(number: int, max_tokens: int = 16) -> list[Request]:
+def greedy(number: int, max_tokens: int = 16, longest: int = 60) -> list[Request]:
     params = SamplingParams(temperature=0, max_tokens=max_tokens, seed=0, logprobs=1, ignore_eos=True)
-    return [Request(request_id=f"r{i}", prompt=prompt, params=params) for i, prompt in enumerate(prompts(number))]
+    asked = prompts(number, longest=longest)
+    return [Request(request_id=f"r{i}", prompt=prompt, params=params) for i, prompt in enumerate(asked)]
 
 
 def mixed(number: int) -> list[Request]:

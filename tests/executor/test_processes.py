@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from test_layouts import config_of, mixed, prompts, run, tokens_of
+from thread_workers import engine_of_threads
 
 from orcinus.core.clock import VirtualClock
 from orcinus.core.request import Request, SamplingParams
@@ -66,7 +67,11 @@ def test_processes_decide_and_answer_as_one_process_does(random_llama: Path) -> 
     inline, _ = engine_over(InlineWorkers(worker_config(alone), lambda _: None), alone, VirtualClock())
     expected = run(inline, mixed(30))
     engine, workers = start(config)
-    assert tokens_of(run(engine, mixed(30))) == tokens_of(expected)
+    found = run(engine, mixed(30))
+    assert tokens_of(found) == tokens_of(expected)
+    threads = engine_of_threads(config_of(random_llama, 2, 1))
+    assert found == run(threads, mixed(30)), "the bits of two slices"
+    threads.close()
     assert list(engine.scheduler.journal) == list(inline.scheduler.journal)
     pids = workers.pids
     assert len(pids) == 4

@@ -153,7 +153,7 @@ def _check_nobody_idles(world: World, plan: IterationPlan | None, before: Before
     """
     config, scheduler = world.config, world.scheduler
     planned = {work.seq_id for work in plan.work} if plan else set[int]()
-    if len(planned) == config.max_batch_size or scheduler.pool.num_free == 0 or _has_its_share(world, plan):
+    if len(planned) == config.max_batch_size or scheduler.pool.num_free == 0 or _has_its_share(world, plan, before):
         return
     for group in scheduler.running:
         for sequence in group.live if group.request.service_class < ServiceClass.BESTEFFORT else ():
@@ -167,9 +167,10 @@ def _check_nobody_idles(world: World, plan: IterationPlan | None, before: Before
             assert not (may and more and sequence.is_decoding), "I18: a decoding sequence stands still"
 
 
-def _has_its_share(world: World, plan: IterationPlan | None) -> bool:
-    """As many decode in it as in each plan of a full pipeline."""
-    if plan is None or not world.config.even_plans or world.config.num_stages == 1:
+def _has_its_share(world: World, plan: IterationPlan | None, before: Before) -> bool:
+    """As many decode in it as in each plan of a full pipeline, or in each that is still to come."""
+    config = world.config
+    if plan is None or not config.even_plans or config.num_stages == 1:
         return False
     planned = {work.seq_id for work in plan.work}
     here = [work for work in plan.work if work.start and work.num_tokens == 1]
@@ -180,7 +181,9 @@ def _has_its_share(world: World, plan: IterationPlan | None) -> bool:
         if sequence.is_decoding and sequence.seq_id not in planned
         if sequence.num_generated + sequence.num_pending < sequence.request.max_tokens
     ]
-    return len(here) >= ceil_div(len(here) + len(elsewhere), world.config.num_stages)
+    ready = len(here) + sum(sequence.in_flight <= config.lookahead for sequence in elsewhere)
+    free = config.num_stages + config.lookahead - before.num_in_flight
+    return len(here) >= min(ceil_div(len(here) + len(elsewhere), config.num_stages), ceil_div(ready, free))
 
 
 # ---- results
