@@ -1,6 +1,6 @@
 """How fast are the native CPU kernels? Each shape against torch's oneDNN, in turns, medians of paired rounds.
 
-python benchmarks/kernels_cpu.py [--isa avx512bf16] [--threads 2] [--rounds 7] [--only linear|attention|rows]
+python benchmarks/kernels_cpu.py [--isa avx512bf16] [--threads 2] [--rounds 7] [--only linear|quantized|attention|rows]
     [--shapes 768x1280]
 
 Weights are taken in turn from copies that fill 200 MB together, as a decode iteration of a small model would.
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from orcinus.kernels import AttentionBatch, AttentionSpec
 from orcinus.kernels.cpu import CpuKernels
+from orcinus.kernels.quantized import Scheme, quantize
 from orcinus.kernels.reference import ReferenceKernels
 
 SHAPES = {
@@ -30,6 +31,12 @@ WORKING_SET = 200e6
 LEAST_SECONDS = 0.01
 
 # "tiled" is what keeps promise 2 without kernels of our own: packed weights, 32 rows at a time.
+SCHEMES = {
+    "int8": Scheme(8, None),
+    "int8 by 32": Scheme(8, 32),
+    "int4 by 32": Scheme(4, 32),
+    "int4 by 128": Scheme(4, 128),
+}
 PEERS = {"packed": "oneDNN packed", "tiled": "oneDNN in tiles", "F.linear": "F.linear"}
 
 Run = Callable[[], object]
@@ -130,6 +137,29 @@ def linear(kernels: CpuKernels, dtype: torch.dtype, rounds: int, shapes: list[st
             linear_shape(kernels, dtype, k, n, rounds)
 
 
+def quantized(kernels: CpuKernels, rounds: int, shapes: list[str]) -> None:
+    """Weights of 8 and 4 bits against our bfloat16 product, whose copies are too many for the caches."""
+    print(
+        "\nRatios: the time over that of our bfloat16 product, by the clock / by the processor's time; below 1 is faster."
+    )
+    print(f"| in → out | rows | bf16 ns | {' | '.join(SCHEMES)} |")
+    print("|---" * (3 + len(SCHEMES)) + "|")
+    for k, n in dict.fromkeys(shape for model in SHAPES.values() for shape in model):
+        if shapes and f"{k}x{n}" not in shapes:
+            continue
+        weight, copies = torch.randn(n, k) * 0.02, max(1, min(64, int(WORKING_SET / (k * n * 2))))
+        packed = {"bf16": [kernels.pack(weight.bfloat16(), None) for _ in range(copies)]}
+        for name, scheme in SCHEMES.items():
+            codes = quantize(weight, scheme)
+            packed[name] = [kernels.pack_codes(codes, None) for _ in range(copies)]
+        for m in ROWS:
+            x = torch.randn(m, k, dtype=torch.bfloat16)
+            runs = {name: in_turn([partial(kernels.linear, x, p) for p in each]) for name, each in packed.items()}
+            result = timings(runs, rounds)
+            ratios = " | ".join(result[name].ratio(result["bf16"]) for name in SCHEMES)
+            print(f"| {k} → {n} | {m} | {1e9 * result['bf16'].seconds:,.0f} | {ratios} |", flush=True)
+
+
 def attention_case(kernels: CpuKernels, dtype: torch.dtype, spec: AttentionSpec, contexts: list[int], new: int) -> Run:
     """One layer's attention of the last `new` tokens of each context."""
     block_size = 16
@@ -206,7 +236,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--only", choices=["linear", "attention", "rows"])
+    parser.add_argument("--only", choices=["linear", "quantized", "attention", "rows"])
     parser.add_argument("--shapes", nargs="*", help="as 768x1280; all if absent")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -219,6 +249,8 @@ def main() -> None:
         attention(kernels, dtype, args.rounds)
     if args.only in (None, "linear"):
         linear(kernels, dtype, args.rounds, args.shapes or [])
+    if args.only in (None, "quantized"):
+        quantized(kernels, args.rounds, args.shapes or [])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from orcinus.engine.messages import EngineDescription
 from orcinus.engine.supervisor import EngineSupervisor
 from orcinus.errors import EngineDied, InvalidRequest
 from orcinus.outputs import RequestCollector, RequestOutput
+from orcinus.text.gguf import with_folder
 from orcinus.text.tokenizer import Tokenizer
 
 
@@ -32,7 +33,7 @@ class AsyncLLM:
     """
 
     def __init__(self, model: str | Path, *, seed: int = 0, **options: object) -> None:
-        self._config = engine_config({"model": str(model), **options})
+        self._config = engine_config({"model": with_folder(str(model)), **options})
         self._seeds = random.Random(seed)
         self._clock = MonotonicClock()
         self._client: EngineClient | None = None

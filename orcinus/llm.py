@@ -19,6 +19,7 @@ from orcinus.errors import InvalidRequest
 from orcinus.outputs import RequestCollector, RequestOutput
 from orcinus.text.chat import ChatTemplate
 from orcinus.text.generation import GenerationDefaults
+from orcinus.text.gguf import with_folder
 from orcinus.text.tokenizer import Tokenizer
 from orcinus.vectors import (
     ClassificationOutput,
@@ -58,7 +59,7 @@ class LLM:
     """A model that answers in this process.
 
     Args:
-        model: folder of a Hugging Face checkpoint.
+        model: folder of a Hugging Face checkpoint, or a GGUF file.
         seed: of the seeds drawn for requests that bring none.
         options: see `EngineConfig`; an unknown one is an error that names the nearest.
 
@@ -67,7 +68,7 @@ class LLM:
     """
 
     def __init__(self, model: str | Path, *, seed: int = 0, **options: object) -> None:
-        config = engine_config({"model": str(model), **options})
+        config = engine_config({"model": with_folder(str(model)), **options})
         self._clock = MonotonicClock()
         self._engine, self.engine_description = build_engine(config, self._clock)
         self.tokenizer = Tokenizer.load(Path(config.model))

@@ -132,6 +132,9 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / _SINGLE_FILE]
     if (folder / _INDEX_FILE).is_file():
         return list(_shards(folder / _INDEX_FILE))
+    if any(folder.glob("*.gguf")):
+        # The engine looks at it: reading its index would take the package that does.
+        return []
     raise CheckpointError(
         f"{folder} holds neither {_SINGLE_FILE} nor {_INDEX_FILE}; complete the download, or convert weights of "
         "another format where you trust them: load with Transformers and `save_pretrained`"
@@ -184,7 +187,8 @@ def _check_memory(config: EngineConfig, facts: CheckpointFacts) -> None:
     """Against all memory there is: what of it is free, the engine sees when it gets there."""
     if config.device == "cuda" or not (config.device == "cpu" or _torch_is_cpu_only()):
         return
-    weights = facts.num_elements * (4 if config.dtype == "float32" else 2)
+    shrunk = 1.0 if config.quantization is None else 0.5 if config.quantization == "int8" else 0.3
+    weights = int(facts.num_elements * (4 if config.dtype == "float32" else 2) * shrunk)
     granted, memory = (config.kv_cache_gib or 0.0) * GIB, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if weights + granted > memory:
         raise MemoryPlanError(

@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ from orcinus.cli.settings import Configuration, configure, located
 from orcinus.engine.config import EngineConfig, engine_command
 from orcinus.engine.messages import EngineDescription
 from orcinus.errors import CheckpointError, ConfigurationError, MemoryPlanError
+from orcinus.text.gguf import with_folder
 
 if TYPE_CHECKING:
     from orcinus.cli.checkpoint import CheckpointFacts
@@ -54,10 +56,20 @@ def serve(
     from orcinus.cli.checkpoint import check_checkpoint
 
     try:
+        configuration = _unpacked(configuration)
         facts = check_checkpoint(configuration.engine)
         return _check(configuration, facts) if check else _serve(configuration)
     except (ConfigurationError, CheckpointError, MemoryPlanError) as error:
         raise located(error, configuration.chosen) from error
+
+
+def _unpacked(configuration: Configuration) -> Configuration:
+    """The same with the folder that stands for a GGUF file."""
+    folder = with_folder(configuration.engine.model)
+    if folder == configuration.engine.model:
+        return configuration
+    engine, server = replace(configuration.engine, model=folder), replace(configuration.server, model=Path(folder))
+    return replace(configuration, engine=engine, server=server)
 
 
 def _serve(configuration: Configuration) -> int:

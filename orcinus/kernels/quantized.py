@@ -14,7 +14,7 @@ Bits = Literal[4, 8]
 # Scales that are tried for a group of 4 bits, as shares of the one that cuts nothing off.
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
 # Elements quantised at a time: bounds the memory beside the weight.
-_PIECE = 2**22
+_PIECE = 2**19
 
 
 @dataclass(frozen=True, slots=True)

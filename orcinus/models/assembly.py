@@ -120,7 +120,8 @@ class Assembler:
         if config.use != "generate" and not self.builder.has(name):
             return None
         if config.tie_embeddings:
-            return self.builder.tied_head(self._words() if embedding is None else embedding.words)
+            words = self._words() if embedding is None else embedding.words
+            return self.builder.tied_head(self.prefix + config.family.names.embedding, self.slices.words, words)
         return self.builder.vocabulary_head(name, self.slices.words, config.embedding_size)
 
     def _classifier(self) -> Classifier | None:

@@ -13,6 +13,8 @@ import torch
 
 from orcinus.errors import CheckpointError, nearest
 from orcinus.models.fields import ConfigFields
+from orcinus.models.quantized.gguf import gguf_tensors
+from orcinus.models.stored import StoredTensor
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -57,22 +59,6 @@ def resolve_dtype(requested: str, stored: str, device: torch.device) -> tuple[to
 
 
 @dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Where a tensor lies, under which name, and its shape. `offset` counts from the file's first byte.
-
-    Args:
-        dtype: as the file names it.
-    """
-
-    file: Path
-    name: str
-    offset: int
-    shape: tuple[int, ...]
-    num_bytes: int
-    dtype: str
-
-
-@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The tensors of a folder, by name, all headers checked and no weight read yet.
 
@@ -95,6 +81,11 @@ class Checkpoint:
         digest = blake2b((folder / "config.json").read_bytes(), digest_size=16)
         tensors: dict[str, StoredTensor] = {}
         for path in _weight_files(folder):
+            if path.suffix == ".gguf":
+                stored, identity = gguf_tensors(path)
+                digest.update(identity)
+                tensors.update(stored)
+                continue
             header = _header(path)
             stored = _stored_tensors(path, header)
             digest.update(path.stat().st_size.to_bytes(8, "little") + header)
@@ -164,6 +155,8 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / SINGLE_FILE]
     if (folder / INDEX_FILE).is_file():
         return list(_shards(folder / INDEX_FILE))
+    if gguf := sorted(folder.glob("*.gguf")):
+        return gguf[:1]
     pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
     if pickled:
         raise CheckpointError(

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from orcinus.errors import CheckpointError
 from orcinus.kernels.quantized import QuantizedWeight
-from orcinus.models.loader import Checkpoint, StoredTensor, damaged
+from orcinus.models.loader import Checkpoint, damaged
+from orcinus.models.quantized import gguf
 from orcinus.models.quantized.layouts import Layout
+from orcinus.models.stored import StoredTensor
 from orcinus.parallel import Span
 
 
@@ -74,9 +76,13 @@ class HeaderSource:
     def quantized(self, name: str, rows: Span, columns: Span) -> Tensor:
         """An empty tensor; whether the parts fit together only their data show."""
         parts = _parts(self._checkpoint, self._layout, name)
-        self.names.update(part.name for part in parts)
-        self.num_elements += len(rows) * len(columns)
-        self.num_bytes += sum(part.num_bytes for part in parts)
+        assert self._layout is not None
+        names = self._layout.parts(name, self._checkpoint.tensors)
+        # A head that is the embedding counts once.
+        if not self.names.issuperset(names):
+            self.num_elements += len(rows) * len(columns)
+            self.num_bytes += sum(part.num_bytes for part in parts)
+        self.names.update(names)
         return torch.empty(len(rows), len(columns), device="meta")
 
 
@@ -120,7 +126,7 @@ class FileSource:
         """Weight `name` is stored as integers."""
         return bool(_parts(self._checkpoint, self._layout, name))
 
-    def quantized(self, name: str, rows: Span, columns: Span) -> QuantizedWeight:
+    def quantized(self, name: str, rows: Span, columns: Span) -> QuantizedWeight | Tensor:
         """Read whole: the parts are small, and a group isn't cut.
 
         Raises:
@@ -128,10 +134,13 @@ class FileSource:
         """
         parts = _parts(self._checkpoint, self._layout, name)
         assert self._layout is not None
-        tensors = tuple(self._stored_part(part, ()) for part in parts)
-        weight = self._layout.weight((rows.size, columns.size), tensors)
+        tensors = tuple(self._as_stored(part) for part in parts)
+        weight = self._layout.weight((rows.size, columns.size), tensors, parts)
         for tensor in tensors:
             self._count(tensor)
+        if isinstance(weight, Tensor):
+            floats = weight[rows.start : rows.stop, columns.start : columns.stop]
+            return floats.to(self._device, self.dtype, copy=True)
         part = weight.part(slice(rows.start, rows.stop), slice(columns.start, columns.stop))
         if part is None:
             raise CheckpointError(
@@ -145,7 +154,12 @@ class FileSource:
         if self._progress is not None:
             self._progress(self._done, self._num_bytes)
 
+    def _as_stored(self, stored: StoredTensor) -> Tensor:
+        return gguf.read_bytes(stored) if stored.file.suffix == ".gguf" else self._stored_part(stored, ())
+
     def _stored_part(self, stored: StoredTensor, axes: tuple[Span, ...]) -> Tensor:
+        if stored.file.suffix == ".gguf":
+            return gguf.read_floats(stored)[tuple(slice(axis.start, axis.stop) for axis in axes)]
         file = self._open(stored.file)
         if all(axis.is_whole for axis in axes):
             whole: Tensor = file.get_tensor(stored.name)  # type: ignore[no-untyped-call]
@@ -166,7 +180,7 @@ def _parts(checkpoint: Checkpoint, layout: Layout | None, name: str) -> tuple[St
     """The stored tensors that make up a weight of integers; none if it is stored as floats."""
     if layout is None:
         return ()
-    return tuple(checkpoint.tensors[part] for part in layout.parts(name, checkpoint.tensors.keys()))
+    return tuple(checkpoint.tensors[part] for part in layout.parts(name, checkpoint.tensors))
 
 
 def _shape(axes: tuple[Span, ...]) -> tuple[int, ...]:

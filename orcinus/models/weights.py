@@ -94,8 +94,11 @@ class PartBuilder:
         weight = self._weight_outside(name, words, in_features)
         return self._pack(weight, None, self._head_scheme)
 
-    def tied_head(self, embedding: Tensor) -> PackedLinear:
+    def tied_head(self, name: str, words: Span, embedding: Tensor) -> PackedLinear:
         """A vocabulary head that shares the embedding's memory where packing leaves weights as they are."""
+        if self._source.is_quantized(name):
+            weight = self._source.quantized(name, words, Span.whole(embedding.shape[1]))
+            return self._pack(weight, None, None)
         if self._head_scheme is not None:
             return self._pack(embedding, None, self._head_scheme)
         packed = self._kernels.pack(embedding, None)
@@ -114,7 +117,10 @@ class PartBuilder:
             return None
         parts = [self._source.quantized(name, rows, inputs) for name, rows in stored]
         codes = [part for part in parts if isinstance(part, QuantizedWeight)]
-        return join_rows(codes) if codes else None
+        if len(codes) == len(parts):
+            return join_rows(codes)
+        floats = (part if isinstance(part, Tensor) else part.dequantised().to(self._source.dtype) for part in parts)
+        return _joined(sum(len(rows) for _, rows in stored), floats)
 
     def _weight(self, name: str, rows: Span, columns: Span) -> Tensor:
         """[rows, columns] of floats, however it is stored."""

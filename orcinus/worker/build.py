@@ -227,7 +227,12 @@ def _own_config(config: WorkerConfig, place: Place) -> ModelConfig | None:
     """
     if config.model_impl != "transformers":
         try:
-            return load_config(Path(config.model))
+            found = load_config(Path(config.model))
+            if found.layout is not None and config.quantization is not None:
+                raise ConfigurationError(
+                    f"quantization is {config.quantization}, but {config.model} is quantised already; leave it out"
+                )
+            return found
         except UnknownModel:
             if config.model_impl == "orcinus":
                 raise

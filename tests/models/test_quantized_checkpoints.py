@@ -124,7 +124,7 @@ def test_compressed_tensors_are_read_as_their_library_does(
     if form == "int-quantized" and bits == 4:
         bits = 8  # 4 bits in a byte each
     names = {f"m.{name}": tensor for name, tensor in stored.items()}
-    parts = CompressedTensors().parts("m", names.keys())
+    parts = CompressedTensors().parts("m", names)
     assert all(part in parts or CompressedTensors().unused(part) for part in names)
     weight = CompressedTensors().weight((OUTPUTS, INPUTS), tuple(names[part] for part in parts))
     assert weight.bits == bits

@@ -16,8 +16,8 @@ from orcinus.kernels.reference import ReferenceKernels
 from orcinus.models import sources
 from orcinus.models.config import load_config
 from orcinus.models.decoder import Decoder
-from orcinus.models.loader import StoredTensor
 from orcinus.models.slices import Slices
+from orcinus.models.stored import StoredTensor
 from orcinus.parallel import Alone, Place, Span, places
 
 

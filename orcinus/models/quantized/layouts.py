@@ -6,7 +6,7 @@ stored as integers is read as floats.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 from orcinus.errors import CheckpointError
 from orcinus.kernels.quantized import Bits, QuantizedWeight, Scheme, quantize
 from orcinus.models.fields import ConfigFields
+from orcinus.models.quantized.gguf import GgufLayout
+from orcinus.models.stored import StoredTensor
 
 # How AWQ orders the eight columns of a word.
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -25,7 +27,7 @@ _REGROUPED = Scheme(8, 32)
 class Layout(Protocol):
     """Reads one way of storing weights of integers."""
 
-    def parts(self, name: str, names: Collection[str]) -> tuple[str, ...]:
+    def parts(self, name: str, tensors: Mapping[str, StoredTensor]) -> tuple[str, ...]:
         """The stored tensors that make up weight `name`; none if it is stored as floats."""
         ...
 
@@ -33,8 +35,10 @@ class Layout(Protocol):
         """Tensor `name` says nothing that is needed here."""
         ...
 
-    def weight(self, shape: tuple[int, int], parts: tuple[Tensor, ...]) -> QuantizedWeight:
-        """The weight of `shape` [out, in] from its parts.
+    def weight(
+        self, shape: tuple[int, int], parts: tuple[Tensor, ...], stored: tuple[StoredTensor, ...]
+    ) -> QuantizedWeight | Tensor:
+        """The weight of `shape` [out, in] from its parts, as they are stored; floats where it turns out to be of them.
 
         Raises:
             CheckpointError: parts that contradict each other.
@@ -45,25 +49,27 @@ class Layout(Protocol):
 class CompressedTensors:
     """compressed-tensors: int-quantized and pack-quantized, by channel or group, with zeros or without."""
 
-    def parts(self, name: str, names: Collection[str]) -> tuple[str, ...]:
+    def parts(self, name: str, tensors: Mapping[str, StoredTensor]) -> tuple[str, ...]:
         """See `Layout.parts`."""
-        if f"{name}.weight_scale" not in names:
+        if f"{name}.weight_scale" not in tensors:
             return ()
-        codes = f"{name}.weight_packed" if f"{name}.weight_packed" in names else f"{name}.weight"
+        codes = f"{name}.weight_packed" if f"{name}.weight_packed" in tensors else f"{name}.weight"
         optional = (f"{name}.weight_zero_point", f"{name}.weight_g_idx")
-        return (codes, f"{name}.weight_scale", *(part for part in optional if part in names))
+        return (codes, f"{name}.weight_scale", *(part for part in optional if part in tensors))
 
     def unused(self, name: str) -> bool:
         """The shape is config.json's; scales of activations are found for each row."""
         return name.endswith((".weight_shape", ".input_scale", ".input_zero_point"))
 
-    def weight(self, shape: tuple[int, int], parts: tuple[Tensor, ...]) -> QuantizedWeight:
+    def weight(
+        self, shape: tuple[int, int], parts: tuple[Tensor, ...], stored: tuple[StoredTensor, ...] = ()
+    ) -> QuantizedWeight:
         """See `Layout.weight`."""
-        stored, scales, *rest = parts
+        packed, scales, *rest = parts
         zeros = next((part for part in rest if part.dim() == 2), None)
         index = next((part for part in rest if part.dim() == 1), None)
-        bits = 8 if stored.dtype is torch.int8 else _bits_of(stored, shape[1])
-        codes = _unsigned(stored) if stored.dtype is torch.int8 else _unpacked(stored, bits)[:, : shape[1]]
+        bits = 8 if packed.dtype is torch.int8 else _bits_of(packed, shape[1])
+        codes = _unsigned(packed) if packed.dtype is torch.int8 else _unpacked(packed, bits)[:, : shape[1]]
         if zeros is not None:
             zeros = _unsigned(zeros) if zeros.dtype is torch.int8 else _unpacked(zeros.t().contiguous(), bits).t()
             zeros = zeros[: shape[0]]
@@ -77,18 +83,20 @@ class Gptq:
         # The first version stored zeros less one.
         self._zero_shift = 0 if fields.text("checkpoint_format", default="gptq") == "gptq_v2" else 1
 
-    def parts(self, name: str, names: Collection[str]) -> tuple[str, ...]:
+    def parts(self, name: str, tensors: Mapping[str, StoredTensor]) -> tuple[str, ...]:
         """See `Layout.parts`."""
-        if f"{name}.qweight" not in names:
+        if f"{name}.qweight" not in tensors:
             return ()
-        index = (f"{name}.g_idx",) if f"{name}.g_idx" in names else ()
+        index = (f"{name}.g_idx",) if f"{name}.g_idx" in tensors else ()
         return (f"{name}.qweight", f"{name}.scales", f"{name}.qzeros", *index)
 
     def unused(self, name: str) -> bool:
         """See `Layout.unused`."""
         return False
 
-    def weight(self, shape: tuple[int, int], parts: tuple[Tensor, ...]) -> QuantizedWeight:
+    def weight(
+        self, shape: tuple[int, int], parts: tuple[Tensor, ...], stored: tuple[StoredTensor, ...] = ()
+    ) -> QuantizedWeight:
         """See `Layout.weight`."""
         words, scales, zero_words, *index = parts
         bits = _bits_of(words.t(), shape[1])
@@ -100,15 +108,17 @@ class Gptq:
 class Awq:
     """AWQ's gemm version: words along the outputs, in an order of its own, 4 bits."""
 
-    def parts(self, name: str, names: Collection[str]) -> tuple[str, ...]:
+    def parts(self, name: str, tensors: Mapping[str, StoredTensor]) -> tuple[str, ...]:
         """See `Layout.parts`."""
-        return (f"{name}.qweight", f"{name}.scales", f"{name}.qzeros") if f"{name}.qweight" in names else ()
+        return (f"{name}.qweight", f"{name}.scales", f"{name}.qzeros") if f"{name}.qweight" in tensors else ()
 
     def unused(self, name: str) -> bool:
         """See `Layout.unused`."""
         return False
 
-    def weight(self, shape: tuple[int, int], parts: tuple[Tensor, ...]) -> QuantizedWeight:
+    def weight(
+        self, shape: tuple[int, int], parts: tuple[Tensor, ...], stored: tuple[StoredTensor, ...] = ()
+    ) -> QuantizedWeight:
         """See `Layout.weight`."""
         words, scales, zero_words = parts
         return _checked(shape, _in_order(words).t(), scales.t(), _in_order(zero_words).t(), 4, None)
@@ -130,6 +140,8 @@ def layout_of(fields: ConfigFields) -> Layout | None:
         return Gptq(said)
     if method == "awq" and said.integer("bits") == 4 and said.text("version", default="gemm").lower() == "gemm":
         return Awq()
+    if method == "gguf":
+        return GgufLayout(fields)
     raise fields.error(
         f"weights quantised by {method!r} in this form (quantization_config) aren't served; compressed-tensors, gptq "
         "of 4 or 8 bits and awq (gemm, 4 bits) are. Use one of them, or the float checkpoint with --quantization."
