@@ -79,7 +79,7 @@ class Record:
 
     def call(self, name: str, work: Callable[[], Any], num_bytes: float, operations: float) -> Any:
         self.gap(self.between)
-        self.between = "residual sums and Python between kernels"
+        self.between = "Python between kernels"
         result = work()
         now = self.clock()
         self.stages[name].add(now - self.mark, num_bytes, operations)

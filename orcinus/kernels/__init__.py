@@ -93,6 +93,10 @@ class KernelSet(Protocol):
         """Layer norm over the last axis."""
         ...
 
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y, of one shape and dtype."""
+        ...
+
     def gated(self, x: Tensor, activation: Activation) -> Tensor:
         """[tokens, 2 · inner] → act(first half) · second half, [tokens, inner]."""
         ...

@@ -98,6 +98,10 @@ class ReferenceKernels:
         bias = None if bias is None else bias.float()
         return F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias, eps).to(x.dtype)
 
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y, of one shape and dtype."""
+        return x + y
+
     def gated(self, x: Tensor, activation: Activation) -> Tensor:
         """[tokens, 2 · inner] → act(first half) · second half."""
         gate, up = x.chunk(2, dim=-1)

@@ -42,8 +42,9 @@ class PreNormLayer:
 
     def __call__(self, x: Tensor, batch: AttentionBatch, kv: tuple[Tensor, Tensor]) -> Tensor:
         """[tokens, hidden] → [tokens, hidden]; the tokens' K and V are written."""
-        x = x + self.attention(self.attention_norm(x), batch, kv)
-        return x + self.mlp(self.mlp_norm(x))
+        add = self.attention.kernels.add
+        x = add(x, self.attention(self.attention_norm(x), batch, kv))
+        return add(x, self.mlp(self.mlp_norm(x)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,9 @@ class PostNormLayer:
 
     def __call__(self, x: Tensor, batch: AttentionBatch, kv: tuple[Tensor, Tensor]) -> Tensor:
         """[tokens, hidden] → [tokens, hidden]; the tokens' K and V are written."""
-        x = self.attention_norm(x + self.attention(x, batch, kv))
-        return self.mlp_norm(x + self.mlp(x))
+        add = self.attention.kernels.add
+        x = self.attention_norm(add(x, self.attention(x, batch, kv)))
+        return self.mlp_norm(add(x, self.mlp(x)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,8 @@ class ParallelLayer:
     def __call__(self, x: Tensor, batch: AttentionBatch, kv: tuple[Tensor, Tensor]) -> Tensor:
         """[tokens, hidden] → [tokens, hidden]; the tokens' K and V are written."""
         attended = self.attention(self.attention_norm(x), batch, kv)
-        return self.mlp(self.mlp_norm(x)) + attended + x
+        add = self.attention.kernels.add
+        return add(add(self.mlp(self.mlp_norm(x)), attended), x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,5 +92,6 @@ class SandwichLayer:
 
     def __call__(self, x: Tensor, batch: AttentionBatch, kv: tuple[Tensor, Tensor]) -> Tensor:
         """[tokens, hidden] → [tokens, hidden]; the tokens' K and V are written."""
-        x = x + self.attention_output_norm(self.attention(self.attention_norm(x), batch, kv))
-        return x + self.mlp_output_norm(self.mlp(self.mlp_norm(x)))
+        add = self.attention.kernels.add
+        x = add(x, self.attention_output_norm(self.attention(self.attention_norm(x), batch, kv)))
+        return add(x, self.mlp_output_norm(self.mlp(self.mlp_norm(x))))

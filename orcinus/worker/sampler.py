@@ -7,6 +7,7 @@ adds integers, or works on single entries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 
@@ -51,6 +52,8 @@ class Sampler:
         if not rows:
             return []
         composition = self._composed(rows)
+        if composition.is_plainly_greedy and logits.device.type == "cpu":
+            return _likeliest(logits)
         scores = Scores(padded(logits))
         raw_best, best_column = scores.best()
         raw = composition.raw(scores)
@@ -105,6 +108,17 @@ def _failures(raw_best: Tensor, best: Tensor) -> list[FailureCode]:
     return ["numerical_error" if not u else "no_candidates" if not n else "" for u, n in zip(usable, left, strict=True)]
 
 
+def _likeliest(logits: Tensor) -> list[Sampled]:
+    """The best column of each row, the lowest of equals, in one pass and without a word of torch in between."""
+    values = logits.numpy()
+    columns = values.argmax(axis=1).tolist()
+    # A NaN is larger than all to argmax too.
+    return [
+        Sampled(column, failure="" if math.isfinite(row[column]) else "numerical_error")
+        for row, column in zip(values, columns, strict=True)
+    ]
+
+
 class _Composition:
     """A batch's parameters as tensors."""
 
@@ -123,6 +137,7 @@ class _Composition:
         self.is_random = any(kind != _GREEDY for kind in kinds)
         self.limits = _limits(self._params, width, device)
         self._logprobs = [i for i, params in enumerate(self._params) if params.logprobs is not None]
+        self.is_plainly_greedy = not (self.is_random or self.adjustments.any or self._logprobs)
         self._logprob_rows = torch.tensor(self._logprobs, dtype=torch.int64, device=device)
 
     def fits(self, rows: Sequence[SampleRow]) -> bool:

@@ -57,9 +57,7 @@ void advise_huge_pages(void* packed, int64_t packed_bytes) {
 #pragma GCC visibility push(default)
 extern "C" {
 
-void orcinus_use_threads(void* parallel_for, void* num_threads) {
-    threads() = {reinterpret_cast<ParallelFor>(parallel_for), reinterpret_cast<NumThreads>(num_threads)};
-}
+void orcinus_use_threads(void* function) { num_threads() = reinterpret_cast<NumThreads>(function); }
 
 int64_t orcinus_packed_elements(int64_t dtype, int64_t out_features, int64_t in_features) {
 #if defined(BFLOAT16_PRODUCTS)
@@ -144,6 +142,14 @@ void orcinus_layer_norm(int64_t dtype, int64_t weight_dtype, const void* x, cons
             layer_norm(static_cast<const T*>(x), static_cast<const Weight*>(weight), static_cast<const Weight*>(bias), eps,
                        Rows{rows, columns, x_stride}, static_cast<T*>(out));
         });
+    });
+}
+
+// out = x + y, all `count` elements contiguous.
+void orcinus_add(int64_t dtype, const void* x, const void* y, int64_t count, void* out) {
+    with_dtype(dtype, [&](auto t) {
+        using T = decltype(t);
+        add_rows(static_cast<const T*>(x), static_cast<const T*>(y), count, static_cast<T*>(out));
     });
 }
 

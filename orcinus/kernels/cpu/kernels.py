@@ -32,6 +32,7 @@ _SIGNATURES: dict[str, tuple[type | None, str]] = {
     "orcinus_quantized_linear": (c_int32, "piipppiip"),
     "orcinus_rms_norm": (None, "iippfiiip"),
     "orcinus_layer_norm": (None, "iipppfiiip"),
+    "orcinus_add": (None, "ippip"),
     "orcinus_activate": (None, "iiipiiip"),
     "orcinus_place": (c_int32, "ipppiiiiippiipppiiii"),
     "orcinus_attention": (c_int32, "ippiippipppiip"),
@@ -158,6 +159,14 @@ class CpuKernels:
             _code(x.dtype), _code(weight.dtype), x.data_ptr(), weight.data_ptr(), _address(shift), eps, rows,
             x.shape[-1], stride, out.data_ptr(),
         )  # fmt: skip
+        return out
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y of one shape and dtype. Torch's own would wake its threads, which the kernels have no use for."""
+        x, y = x.contiguous(), y.contiguous()
+        assert (x.shape, x.dtype) == (y.shape, y.dtype), "read as one run of elements"
+        out = torch.empty(x.shape, dtype=x.dtype)
+        self._library.orcinus_add(_code(x.dtype), x.data_ptr(), y.data_ptr(), x.numel(), out.data_ptr())
         return out
 
     def gated(self, x: Tensor, activation: Activation) -> Tensor:

@@ -23,7 +23,16 @@ logger = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent
 # No contraction: which multiply-adds are fused is written in the sources, so that a row's bits can't depend on which
 # copy of an inlined function worked on it.
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-shared",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-pthread",
+)
 COMPILE_TIMEOUT = 300.0
 
 
@@ -115,15 +124,12 @@ def build(isa: str) -> Path:
 
 
 def load(isa: str) -> ctypes.CDLL:
-    """The library of one instruction set, built if need be, on torch's threads."""
+    """The library of one instruction set, built if need be; it uses as many threads as torch is told to."""
     try:
         library = ctypes.CDLL(str(build(isa)))
-        # Already in the process; its C shim runs our loops on torch's own threads.
+        # Already in the process; its C shim knows how many.
         shim = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        library.orcinus_use_threads(
-            ctypes.cast(shim.torch_parallel_for, ctypes.c_void_p),
-            ctypes.cast(shim.torch_get_num_threads, ctypes.c_void_p),
-        )
+        library.orcinus_use_threads(ctypes.cast(shim.torch_get_num_threads, ctypes.c_void_p))
     except (OSError, AttributeError) as error:
         raise NativeBuildError(f"the CPU kernels can't be loaded: {error}") from error
     return library

@@ -1,25 +1,20 @@
-// Work on torch's own threads: its C shim's parallel_for, handed in by address, so that no second OpenMP comes along.
+// Work on as many threads as torch is told to use.
 #pragma once
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <new>
 
+#include "helpers.h"
+
 namespace orcinus {
 
-using RangeFunction = void (*)(int64_t begin, int64_t end, void* context);
-using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, RangeFunction, void* context);
 using NumThreads = int32_t (*)(uint32_t* num_threads);
 
-struct Threads {
-    ParallelFor parallel_for = nullptr;
-    NumThreads num_threads = nullptr;
-};
-
-// Set once by the loader, before any kernel runs.
-inline Threads& threads() {
-    static Threads instance;
-    return instance;
+// Torch's, by address. Set once by the loader, before any kernel runs.
+inline NumThreads& num_threads() {
+    static NumThreads function = nullptr;
+    return function;
 }
 
 // Calls task(i, next) for i in 0 .. count - 1, each once, in any order, on any thread; `next` is what the same thread will
@@ -28,7 +23,7 @@ inline Threads& threads() {
 template <class Task>
 void for_each_task_ahead(int64_t count, const Task& task) {
     uint32_t available = 1;
-    if (count > 1) threads().num_threads(&available);
+    if (count > 1) num_threads()(&available);
     if (available <= 1 || count <= 1) {
         for (int64_t i = 0; i < count; i++) task(i, i + 1);
         return;
@@ -44,17 +39,15 @@ void for_each_task_ahead(int64_t count, const Task& task) {
         }
     } context{&task, count, {0}};
     const int64_t workers = count < available ? count : available;
-    threads().parallel_for(
-        0, workers, 1,
-        [](int64_t begin, int64_t end, void* opaque) {
+    Helpers::instance().run(
+        static_cast<int>(workers - 1),
+        [](void* opaque) {
             auto* shared = static_cast<Context*>(opaque);
-            // One turn a worker: each drains the queue, so a thread with several turns finds it empty after the first.
-            for (int64_t turn = begin; turn < end; turn++)
-                for (int64_t i = shared->claim(); i < shared->count;) {
-                    const int64_t next = shared->claim();
-                    (*shared->task)(i, next);
-                    i = next;
-                }
+            for (int64_t i = shared->claim(); i < shared->count;) {
+                const int64_t next = shared->claim();
+                (*shared->task)(i, next);
+                i = next;
+            }
         },
         &context);
 }

@@ -76,6 +76,14 @@ void layer_norm(const T* x, const Weight* weight, const Weight* bias, float eps,
     });
 }
 
+template <class T>
+void add_rows(const T* x, const T* y, int64_t count, T* out) {
+    for_row_ranges(count, GRAIN_ELEMENTS, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin, left = end - begin; left > 0; i += W, left -= W)
+            store_some(out + i, add(load_some(x + i, left), load_some(y + i, left)), left);
+    });
+}
+
 enum Activation : int64_t { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
 
 inline Vec sigmoid_times(Vec x, Vec gate) { return div(x, add(splat(1.0f), exponential(sub(zero(), gate)))); }
