@@ -57,16 +57,20 @@ _BOUNDS = {
 
 def speed(options: argparse.Namespace) -> None:
     """A chat load at the edge of what 64 sequences bear."""
-    load = WorkloadConfig(num_requests=options.requests, rate=8.0, workload=options.workload, tenants=options.tenants)
+    load = WorkloadConfig(
+        num_requests=options.requests, rate=options.rate, workload=options.workload, tenants=options.tenants
+    )
     config = SchedulerConfig(num_blocks=4096, policy=options.policy, enable_prefix_caching=options.prefix_caching)
     begun, cpu = time.perf_counter(), time.process_time()
     outcome = Simulation(config, Modelled(Machine(cost=CALIBRATION)), leaps=not options.plain).run(make_jobs(load))
     wall, cpu = time.perf_counter() - begun, time.process_time() - cpu
     tokens = outcome.ledger.total_output
-    each = tokens / options.requests
-    print(f"{options.requests:,} requests, {each:.0f} tokens each, {outcome.num_iterations:,} iterations")
-    print(f"{wall / options.requests * 1e3:.3f} ms a request ({cpu / options.requests * 1e3:.3f} ms of processor time)")
-    print(f"10^6 requests: {wall / options.requests * 1e6 / 60:.1f} min; {cpu / tokens * 1e6:.2f} µs a token")
+    # Each turn of a conversation is one.
+    count = sum(outcome.ledger.reasons.values())
+    each = tokens / count
+    print(f"{count:,} requests, {each:.0f} tokens each, {outcome.num_iterations:,} iterations")
+    print(f"{wall / count * 1e3:.3f} ms a request ({cpu / count * 1e3:.3f} ms of processor time)")
+    print(f"10^6 requests: {cpu / count * 1e6 / 60:.1f} min of processor time; {cpu / tokens * 1e6:.2f} µs a token")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
@@ -256,6 +260,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("speed")
     command.add_argument("--requests", type=int, default=20_000)
+    command.add_argument("--rate", type=float, default=8.0)
     command.add_argument("--policy", default="fcfs")
     command.add_argument("--workload", default="independent")
     command.add_argument("--tenants", type=int, default=1)
