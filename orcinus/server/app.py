@@ -256,6 +256,7 @@ class _Api:
                 params,
                 arrived_at=now,
                 priority=terms.priority,
+                tenant=terms.tenant,
                 cache_salt=terms.cache_salt,
                 deadline=terms.deadline,
             )
@@ -265,7 +266,8 @@ class _Api:
         return requests
 
     def _terms(self, request: Request, asked: GenerateRequest) -> Terms:
-        return terms_of(asked, request.headers.get("x-request-timeout"), self._context.clock.now())
+        timeout = request.headers.get("x-request-timeout")
+        return terms_of(asked, key_of(request), timeout, self._context.clock.now())
 
     def _deliver(
         self,

@@ -135,24 +135,26 @@ def _in_callers_words(error: InvalidRequest, words: dict[str, str]) -> InvalidRe
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a request asks besides its sampling. `deadline` is an instant of the engine's clock."""
+    """What a request asks besides its sampling, and for whom. `deadline` is an instant of the engine's clock."""
 
     priority: int
     cache_salt: str
     deadline: float | None
+    tenant: str
 
 
-def terms_of(request: GenerateRequest, timeout: str | None, now: float) -> Terms:
+def terms_of(request: GenerateRequest, owner: str, timeout: str | None, now: float) -> Terms:
     """See `Terms`.
 
     Args:
+        owner: names the key that it came with.
         timeout: of the header `x-request-timeout`, seconds.
 
     Raises:
         InvalidRequest: a header that isn't a time.
     """
     deadline = None if timeout is None else now + _seconds(timeout)
-    return Terms(request.priority or 0, request.cache_salt or "", deadline)
+    return Terms(request.priority or 0, request.cache_salt or "", deadline, owner)
 
 
 def _seconds(timeout: str) -> float:

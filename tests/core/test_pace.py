@@ -31,6 +31,38 @@ def test_it_follows_a_machine_that_slows_down():
     assert pace.seconds(16, 512) == pytest.approx(3 * (0.02 + 512 * 4e-5 + 0.0032), rel=0.01)
 
 
+def test_a_few_iterations_that_differ_are_enough_where_nothing_disturbs():
+    pace = Pace()
+    for decodes, tokens in ((1, 0), (16, 0), (4, 128), (9, 512), (30, 64), (0, 300)):
+        pace.observe(decodes, tokens, 0.02 + 4e-5 * tokens + 2e-4 * decodes)
+    for decodes, tokens in ((0, 0), (64, 0), (0, 1000)):
+        assert pace.seconds(decodes, tokens) == pytest.approx(0.02 + 4e-5 * tokens + 2e-4 * decodes, rel=0.01)
+
+
+def test_what_was_learnt_long_ago_is_forgotten():
+    """About the last 200 iterations count, however many came before."""
+    pace, rng = Pace(), random.Random(1)
+    for speed, count in ((1.0, 6000), (3.0, 2000)):
+        for _ in range(count):
+            decodes, tokens = rng.randrange(32), rng.choice([0, 64, 512])
+            pace.observe(decodes, tokens, speed * (0.02 + 4e-5 * tokens + 2e-4 * decodes))
+    assert pace.seconds(16, 512) == pytest.approx(3 * (0.02 + 512 * 4e-5 + 0.0032), rel=0.02)
+
+
+def test_a_plan_in_flight_knows_its_decodes_and_prompt_tokens():
+    world = World(SchedulerConfig(num_blocks=200, block_size=4, max_batch_tokens=64))
+    world.add(make_request("a", 10, 9))
+    world.advance()
+    plan = world.scheduler.state.in_flight[-1]
+    assert (plan.decodes, plan.prefill_tokens) == (0, 10)
+    world.collect()
+    world.add(make_request("b", 7, 9, seed=2))
+    world.advance()
+    plan = world.scheduler.state.in_flight[-1]
+    assert (plan.decodes, plan.prefill_tokens) == (1, 7)
+    world.drain()
+
+
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_clock_that_jumped_teaches_nothing(seconds):
     pace = Pace()

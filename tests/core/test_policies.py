@@ -21,6 +21,7 @@ from orcinus.core.policy import POLICIES, Facts
 from orcinus.core.policy.deadline import ENOUGH_SEEN, Deadline, earliest_end
 from orcinus.core.policy.fair import Fair
 from orcinus.core.policy.mlfq import Mlfq
+from orcinus.core.policy.prefix import Prefix
 from orcinus.core.recording import replay
 from orcinus.core.request import Pooling, Request, ServiceClass, pack_tokens
 from orcinus.errors import Overloaded
@@ -244,8 +245,9 @@ def test_best_effort_that_cannot_be_cut_runs_beside_normal_requests_whatever_an_
     world.drain()
 
 
-def test_realtime_takes_the_blocks_of_lower_classes():
-    world = small_world("fcfs", num_blocks=12, max_batch_size=4)
+@pytest.mark.parametrize("policy", ["fcfs", "fair"])
+def test_realtime_takes_the_blocks_of_lower_classes(policy):
+    world = small_world(policy, num_blocks=12, max_batch_size=4)
     for number in range(3):
         world.add(make_request(f"be{number}", 12, 4, seed=number, service_class=ServiceClass.BESTEFFORT))
     world.step(), world.step()
@@ -255,6 +257,32 @@ def test_realtime_takes_the_blocks_of_lower_classes():
     assert 3 in {work.seq_id for work in decision.plan.work}
     assert world.journal.counts["Preempted"] >= 1
     world.drain()
+
+
+def test_who_becomes_overdue_has_the_very_next_plan():
+    world = small_world("priority", max_batch_size=1, max_wait_seconds=5.0)
+    world.add(make_request("first", 4, 50))
+    world.step(), world.step()
+    world.add(msgspec.structs.replace(make_request("unlucky", 4, 2, seed=2, arrived_at=world.now), priority=9))
+    world.now += 4.0
+    world.step(), world.step()
+    decision = world.core.advance(world.now + 1.5)
+    assert isinstance(decision, Submit)
+    assert [work.seq_id for work in decision.plan.work] == [1]
+
+
+def test_who_has_ended_is_forgotten():
+    world = small_world("prefix", max_batch_size=1, max_overtakes=3, enable_prefix_caching=True)
+    shared = list(range(1, 17))
+    world.add(make_request("first", [*shared, 20], 1, seed=1))
+    world.drain()
+    for number, prompt in enumerate(([30, 31, 32], [*shared, 21], [*shared, 22])):
+        world.add(make_request(f"r{number}", prompt, 1, seed=number, arrived_at=world.now))
+    world.drain()
+    policy = world.scheduler.state.queues.policy
+    assert isinstance(policy, Prefix)
+    assert not policy._overtaken
+    assert not policy._matched
 
 
 def test_of_equals_the_one_is_preempted_that_loses_least():
@@ -292,6 +320,25 @@ def test_a_thousand_jobs_enter_and_fall_as_the_formula_says():
         assert mlfq.level(job) == expected
 
 
+def test_long_answers_fall_as_the_iterations_take_their_time():
+    world = small_world("mlfq")
+    world.add(make_request("long", 4, 60))
+    world.drain()
+    policy = world.scheduler.state.queues.policy
+    assert isinstance(policy, Mlfq)
+    assert policy.num_demotions >= 3
+
+
+def test_who_was_overdue_and_is_served_goes_back_to_its_level():
+    mlfq = Mlfq(facts(max_wait_seconds=5.0))
+    mlfq.enter(late := view(1), 0.0)
+    assert late in (mlfq.changed([], 5.0) or ())
+    assert not mlfq.changed([], 5.1)
+    mlfq.on_service(late, 1, 5.2)
+    assert late in (mlfq.changed([], 5.3) or ()), "its rank is another now"
+    assert mlfq.rank(late, 5.3)[0] == 1.0
+
+
 def test_every_wait_between_two_services_is_bounded_where_there_is_capacity():
     """One long job and short ones that always rank before it: it is served every `max_wait_seconds` at the latest."""
     world = small_world("mlfq", max_batch_size=1, max_wait_seconds=0.05)
@@ -325,6 +372,32 @@ def test_a_tenant_that_comes_back_has_saved_nothing_up():
     fair.leave(away)
     fair.enter(view(2, tenant="away"), 2.0)
     assert fair.counter("away") == 1010, "to leave is no way to be forgiven"
+
+
+def test_the_order_is_anybodys_after_each_service_and_stays_until_the_next():
+    fair = Fair(facts())
+    for number, tenant in enumerate("ab"):
+        fair.enter(view(number, tenant=tenant), 0.0)
+    assert fair.changed([], 0.0) == ()
+    fair.on_service(view(0, tenant="a"), 5, 0.0)
+    assert fair.changed([], 0.0) is None
+    assert fair.changed([], 0.0) == ()
+
+
+@pytest.mark.parametrize(("lag", "running"), [(1, 2), (32, 2), (33, 3), (60, 3)])
+def test_a_tenant_gets_its_share_of_the_slots_and_more_if_it_lags_by_half_an_iteration(lag, running):
+    """Four slots, two tenants, iterations of 64 tokens: two slots each."""
+    world = small_world("fair", max_batch_size=4)
+    for number in range(4):
+        world.add(make_request(f"a{number}", 4, 60, seed=number, tenant="a"))
+    world.step(), world.step()
+    for number in range(3):
+        world.add(make_request(f"b{number}", 4, 60, seed=9, arrived_at=world.now, tenant="b"))
+    fair = world.scheduler.state.queues.policy
+    assert isinstance(fair, Fair)
+    fair._tenants["a"].counter, fair._tenants["b"].counter, fair._has_changed = 100 + lag, 100, True
+    world.advance()
+    assert sum(group.request.tenant == "b" for group in world.scheduler.running) == running
 
 
 def test_tenants_that_left_are_forgotten_in_the_end():

@@ -411,6 +411,17 @@ def test_cached_blocks_that_a_request_would_take_are_not_counted_as_free_beside_
     w.drain()
 
 
+def test_the_version_grows_whenever_others_may_find_something_else():
+    """Policy prefix looks again only then; a number that comes back would hide a change."""
+    w = world(num_blocks=8)
+    versions = [w.scheduler.cache.version]
+    for seed in range(4):
+        ran(w, make_request(f"r{seed}", 20, 2, seed=seed))
+        versions.append(w.scheduler.cache.version)
+    assert events(w, Evicted), "or nothing left the tree"
+    assert versions == sorted(set(versions))
+
+
 # ---- what is told
 
 
