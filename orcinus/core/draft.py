@@ -93,6 +93,11 @@ class Draft:
         # What can't be cut may take longer than an iteration should: once, alone.
         return self.limit_left if request.is_whole and not self.num_prefilled else self.prefill_left
 
+    def budget_of(self, gang: list[Sequence]) -> int:
+        """Tokens that these, of one request and each lacking one, may run together."""
+        pads = self.pads and gang[0].request.service_class is ServiceClass.BESTEFFORT
+        return self.prefill_left if pads else len(gang)
+
     def charge(self, sequence: Sequence, tokens: int, *, is_decode: bool) -> None:
         """`sequence` is about to run so many tokens of its budget."""
         if is_decode:
@@ -149,6 +154,7 @@ class Draft:
                     tuple(sorted(sequence.end_token_ids)),
                     sequence.request.adapter,
                     sequence.request.pooling,
+                    sequence.request.num_candidates,
                 )
             )
             sequence.is_known = True
