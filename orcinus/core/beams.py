@@ -16,7 +16,8 @@ from orcinus.core.request import FinishReason, Request
 
 def score(logprob: float, num_tokens: int, length_penalty: float) -> float:
     """What answers are compared by: the sum of their tokens' log-probabilities, over their length to a power."""
-    return logprob / float(num_tokens) ** length_penalty
+    divisor: float = num_tokens**length_penalty
+    return logprob / divisor
 
 
 class _Link(NamedTuple):

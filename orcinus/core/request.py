@@ -178,7 +178,8 @@ class BeamSearch(bounds.Checked, frozen=True, kw_only=True, omit_defaults=True):
             InvalidRequest: `params` ask for what would need another search.
         """
         for name, plain in _PLAIN_IN_SEARCH.items():
-            if getattr(params, name) != plain:
+            # An empty list or map asks for nothing.
+            if (value := getattr(params, name)) != plain and value not in ([], (), {}):
                 raise InvalidRequest(
                     f"{name} can't be combined with beam search; leave it out", param=name, code="invalid_value"
                 )

@@ -258,6 +258,7 @@ class _Api:
                 priority=terms.priority,
                 cache_salt=terms.cache_salt,
                 deadline=terms.deadline,
+                beams=terms.beams,
             )
             for number, prompt in enumerate(prompts)
         ]
