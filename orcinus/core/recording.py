@@ -134,7 +134,8 @@ class Recorder:
         """`Core.update`, written down."""
         is_stale = result.epoch != self.core.scheduler.epoch
         outputs = tuple(
-            SequenceOutput(output.seq_id) if is_stale else self._disguise_output(output) for output in result.outputs
+            SequenceOutput(output.seq_id, ()) if is_stale else self._disguise_output(output)
+            for output in result.outputs
         )
         self._put(ResultInput(now, msgspec.structs.replace(result, outputs=outputs)))
         return self.core.update(result, now)

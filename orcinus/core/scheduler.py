@@ -123,10 +123,8 @@ class Scheduler:
         group = self.state.queues.groups.get(request_id)
         if group is None:
             return []
-        if group.beams is not None:
-            index = None
         ending = [sequence for sequence in group.live if index is None or sequence.index == index]
-        return self.state.end_each(group, ending, cause, now)
+        return self.state.end_each(group, ending if group.beams is None or not ending else group.live, cause, now)
 
     def expire(self, now: float) -> list[Progress]:
         """End every request whose deadline has passed, begun or not: nobody wants its answer any more."""

@@ -87,7 +87,7 @@ class SchedulerState:
         self.queues.num_running -= was_running
         request_id = group.request.request_id
         self.journal.write(why.Finished(now, request_id, sequence.index, str(reason), sequence.num_generated))
-        if group.leader() is None:
+        if not group.live:
             self.queues.leave(group, was_running=was_running)
             self._return_promises(group)
         return Progress(request_id, sequence.index, finish_reason=reason)
