@@ -15,13 +15,15 @@ from orcinus.errors import InvalidRequest
 from orcinus.outputs import RequestOutput
 
 pytestmark = pytest.mark.slow
-ENDS = [3, 11, 29, 40]
+# So many that answers end by them in a vocabulary of a thousand.
+ENDS = list(range(3, 1003, 7))
 PROMPTS = [[5, 9, 30, 77, 4, 8, 21], [60] * 18 + [7], [2]]
 TOKENS = 20
+SEARCHES = [(1.0, False), (0.0, "never"), (2.0, True), (-0.5, False), (1.5, "never")]
 Opened = tuple[PreTrainedModel, Callable[..., LLM]]
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3", "gpt2", "opt", "gemma2"])
+@pytest.fixture(scope="module", params=["llama", "qwen3", "gpt2", "opt", "gpt_neox"])
 def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Opened:
     folder = tmp_path_factory.mktemp("beams")
     model = save(request.param, folder)
@@ -65,32 +67,34 @@ def test_sequences_and_scores_are_those_of_transformers(opened: Opened, width: i
     model, open_with = opened
     reasons = set()
     with open_with() as llm:
-        for length_penalty in (1.0, 0.0, 2.0, -0.5):
-            for early_stopping in (False, True, "never"):
-                search = {"length_penalty": length_penalty, "early_stopping": early_stopping}
-                for output in search_with(llm, width, **search):
-                    expected = by_transformers(model, output.prompt_token_ids, width, **search)
-                    assert [answer.token_ids for answer in output.outputs] == [tokens for tokens, _ in expected], search
-                    scores = [answer.score for answer in output.outputs]
-                    assert scores == pytest.approx([score for _, score in expected], abs=1e-4, rel=1e-5), search
-                    reasons |= {answer.finish_reason for answer in output.outputs}
+        for length_penalty, early_stopping in SEARCHES:
+            search = {"length_penalty": length_penalty, "early_stopping": early_stopping}
+            for output in search_with(llm, width, **search):
+                expected = by_transformers(model, output.prompt_token_ids, width, **search)
+                assert [answer.token_ids for answer in output.outputs] == [tokens for tokens, _ in expected], search
+                scores = [answer.score for answer in output.outputs]
+                assert scores == pytest.approx([score for _, score in expected], abs=1e-4, rel=1e-5), search
+                reasons |= {answer.finish_reason for answer in output.outputs}
     assert "stop" in reasons, "no answer ever ended by a token"
 
 
-def test_a_search_is_the_same_alone_chunked_preempted_and_without_a_cache(opened: Opened) -> None:
-    """To the last bit of its scores; eight-token blocks and twelve-token iterations cut everything that can be cut."""
-    _, open_with = opened
-    with open_with() as llm:
-        alone = [
-            llm.beam_search(each, 4, TOKENS, stop_token_ids=ENDS, ignore_eos=True, use_tqdm=False)[0]
-            for each in PROMPTS
-        ]
-    tight = {"max_batch_size": 8, "max_batch_tokens": 12, "block_size": 8, "num_kv_blocks": 24}
-    for options in ({}, tight, {**tight, "enable_prefix_caching": False}):
-        with open_with(**options) as llm:
-            found = search_with(llm, 4)
+def test_a_search_is_the_same_alone_chunked_preempted_and_without_a_cache(random_llama: Path) -> None:
+    """To the last bit of its scores; iterations of 32 tokens, and blocks for just the largest search alone."""
+    prompts = [*PROMPTS, *([seed, 9 * seed, 77] for seed in range(1, 5))]
+    options = {"max_tokens": 40, "stop_token_ids": ENDS[::9], "early_stopping": "never", "use_tqdm": False}
+    with open_llm(random_llama) as llm:
+        gib = 0.01 * 16 * 16 / llm.engine_description.max_request_tokens
+        alone = [llm.beam_search(prompt, 4, **options)[0] for prompt in prompts]
+    tight = {"max_batch_size": 32, "max_batch_tokens": 32, "kv_cache_gib": gib}
+    num_preempted = []
+    for engine in ({}, tight, {**tight, "enable_prefix_caching": False}):
+        with open_llm(random_llama, **engine) as llm:
+            found = llm.beam_search(prompts, 4, **options)
+            num_preempted.append(llm._engine.scheduler.journal.counts["Preempted"])
         for here, there in zip(found, alone, strict=True):
             assert [(o.token_ids, o.score) for o in here.outputs] == [(o.token_ids, o.score) for o in there.outputs]
+    assert num_preempted[0] == 0
+    assert all(num_preempted[1:]), "the pool was roomy enough"
 
 
 def test_what_a_search_can_not_do_is_refused_before_anything_runs(random_llama: Path) -> None:
