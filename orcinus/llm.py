@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, Self, TypeGuard, cast
+from typing import Literal, Protocol, Self, TypeGuard, cast
 
 from tqdm import tqdm
 
 from orcinus.core.progress import Progress
-from orcinus.core.request import FinishReason, Request, SamplingParams
+from orcinus.core.request import BeamSearch, FinishReason, Request, SamplingParams
 from orcinus.engine.build import build_engine
 from orcinus.engine.clock import MonotonicClock
 from orcinus.engine.config import engine_config
@@ -95,15 +95,43 @@ class LLM:
             RequestFailed: a request ended in an error; the others are ended too.
         """
         texts = _as_list(prompts)
-        collectors: dict[str, RequestCollector] = {}
-        requests = []
-        for prompt, own_params in zip(texts, self._one_each(params, len(texts)), strict=True):
-            request = self._request(prompt, own_params)
-            text = prompt if isinstance(prompt, str) else None
-            collectors[request.request_id] = self._collector(request, text)
-            requests.append(request)
-        self._run(requests, collectors, use_tqdm)
-        return [collector.output for collector in collectors.values()]
+        return self._generate(texts, self._one_each(params, len(texts)), None, use_tqdm)
+
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        beam_width: int,
+        max_tokens: int | None = 16,
+        *,
+        n: int | None = None,
+        length_penalty: float = 1.0,
+        early_stopping: bool | Literal["never"] = False,
+        min_tokens: int = 0,
+        ignore_eos: bool = False,
+        stop_token_ids: list[int] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """The likeliest answers that keeping `beam_width` beginnings finds, best first, each with its `score`.
+
+        Args:
+            n: answers wanted of each search; None wants as many as there are beams.
+            length_penalty, early_stopping: see `BeamSearch`; the other arguments are those of `SamplingParams`.
+
+        Raises:
+            InvalidRequest, RequestFailed: as `generate`.
+        """
+        search = BeamSearch(width=beam_width, length_penalty=length_penalty, early_stopping=early_stopping)
+        params = SamplingParams(
+            n=beam_width if n is None else n,
+            temperature=0,
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            ignore_eos=ignore_eos,
+            stop_token_ids=stop_token_ids,
+            logprobs=0,
+        )
+        texts = _as_list(prompts)
+        return self._generate(texts, [params] * len(texts), search, use_tqdm)
 
     def chat(
         self,
@@ -200,7 +228,20 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+    def _generate(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], beams: BeamSearch | None, use_tqdm: bool
+    ) -> list[RequestOutput]:
+        collectors: dict[str, RequestCollector] = {}
+        requests = []
+        for prompt, own_params in zip(prompts, params, strict=True):
+            request = self._request(prompt, own_params, beams)
+            text = prompt if isinstance(prompt, str) else None
+            collectors[request.request_id] = self._collector(request, text)
+            requests.append(request)
+        self._run(requests, collectors, use_tqdm)
+        return [collector.output for collector in collectors.values()]
+
+    def _request(self, prompt: Prompt, params: SamplingParams, beams: BeamSearch | None) -> Request:
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise InvalidRequest("this checkpoint has no tokenizer; give token ids", param="prompt")
@@ -208,7 +249,8 @@ class LLM:
         if params.stop_strings and (self.tokenizer is None or not params.detokenize):
             raise InvalidRequest("stop strings need text, so a tokenizer and detokenize=True", param="stop")
         self._num_requests += 1
-        return self._door.admit(f"llm-{self._num_requests}", prompt, params, arrived_at=self._clock.now())
+        name = f"llm-{self._num_requests}"
+        return self._door.admit(name, prompt, params, arrived_at=self._clock.now(), beams=beams)
 
     def _input(self, prompt: Prompt | Pair) -> tuple[Sequence[int], int]:
         """Token ids of a text or pair, and where the second text begins."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from orcinus.core import beams
 from orcinus.core.plan import TokenLogprobs
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason, Request, unpack_tokens
@@ -29,6 +30,7 @@ class CompletionOutput:
     Args:
         logprobs: for each token the chosen one's and the likeliest ones', by token id; None unless asked for.
         stop_reason: the stop token that ended it, if one did.
+        score: what it was compared by, if it was searched for.
     """
 
     index: int
@@ -38,6 +40,7 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None
     stop_reason: int | None = None
+    score: float | None = None
 
 
 @dataclass(slots=True)
@@ -80,6 +83,7 @@ class RequestCollector:
         params = request.params
         prompt_ids = unpack_tokens(request.prompt).tolist()
         self._params = params
+        self._search = request.beams
         self._tokenizer = tokenizer
         self._end = end
         self.output = RequestOutput(
@@ -142,6 +146,9 @@ class RequestCollector:
                 output.text += stream.finish()
                 # The last characters held back may have completed a stop string.
                 output.finish_reason = FinishReason.STOP.value if stream.stopped else output.finish_reason
+        if self._search is not None and output.cumulative_logprob is not None:
+            length = len(output.token_ids)
+            output.score = beams.score(output.cumulative_logprob, length, self._search.length_penalty)
 
     def _take_logprobs(
         self, output: CompletionOutput, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]

@@ -47,6 +47,7 @@ def requests(rng: random.Random, count: int) -> list[dict[str, object]]:
         {"temperature": 0.7, "seed": 10, "stop": ["the", "a fox"], "n": 2},
         {"temperature": 0.5, "seed": 11, "logprobs": True, "top_logprobs": 2},
         {"temperature": 1.2, "seed": 12, "min_p": 0.05, "logit_bias": {"40": 1.5}, "min_tokens": 20},
+        {"use_beam_search": True, "n": 3, "logprobs": True},
     ]
     asked = (
         "Tell me a story about a fox.",

@@ -20,7 +20,7 @@ def worst_case_blocks(num_prompt_tokens: int, max_tokens: int, n: int, block_siz
 def worst_case(group: SequenceGroup, block_size: int) -> int:
     """The same, of a group."""
     request = group.request
-    return worst_case_blocks(request.num_prompt_tokens, request.max_tokens, request.params.n, block_size)
+    return worst_case_blocks(request.num_prompt_tokens, request.max_tokens, request.num_sequences, block_size)
 
 
 class Admission(Protocol):

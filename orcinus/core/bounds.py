@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from math import inf
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -20,6 +20,7 @@ from msgspec.inspect import (
     FloatType,
     IntType,
     ListType,
+    LiteralType,
     NoneType,
     StrType,
     StructType,
@@ -53,6 +54,9 @@ RepetitionPenalty = Annotated[float, Meta(gt=0, le=2)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 NumLogprobs = Annotated[int, Meta(ge=0, le=20)]
+# Further out no score could be told from another.
+LengthPenalty = Annotated[float, Meta(ge=-8, le=8)]
+EarlyStopping = bool | Literal["never"]
 StopString = Annotated[str, Meta(min_length=1, max_length=512)]
 Stop = StopString | Annotated[list[StopString], Meta(max_length=16)]
 
@@ -117,6 +121,7 @@ _PYTHON: dict[type[Type], tuple[type | tuple[type, ...], str]] = {
     ListType: ((list, tuple), "a list"),
     DictType: (dict, "a map"),
     NoneType: (type(None), "nothing"),
+    LiteralType: (str, "a word"),
 }
 
 
@@ -137,6 +142,11 @@ def _check_bounds(name: str, value: Any, kind: Type) -> None:
         must = "it must be" if is_number else "allowed is"
         raise InvalidRequest(f"{name} {what}; {must} {interval}", param=name, code="invalid_value")
     match kind:
+        case LiteralType() if value not in kind.values:
+            words = " or ".join(map(repr, kind.values))
+            raise InvalidRequest(
+                f"{name} is {value[:64]!r}; the only word it takes is {words}", param=name, code="invalid_value"
+            )
         case ListType():
             for item in value:
                 _check(name, item, kind.item_type)

@@ -10,7 +10,7 @@ import msgspec
 from orcinus.core.admission import ADMISSIONS, AdmissionName, worst_case_blocks
 from orcinus.core.kv.tiers import TierSizes
 from orcinus.core.policy import POLICIES
-from orcinus.core.request import Request
+from orcinus.core.request import BeamSearch, Request
 from orcinus.errors import ConfigurationError, InvalidRequest, nearest
 
 _COSTS = ("recompute_token_seconds", "host_block_seconds", "disk_block_seconds")
@@ -132,12 +132,14 @@ def refuse_impossible(request: Request, config: SchedulerConfig) -> None:
     Raises:
         InvalidRequest: with the numbers, and what to shorten.
     """
-    n = request.params.n
+    n = request.num_sequences
     worst = worst_case_blocks(request.num_prompt_tokens, request.max_tokens, n, config.block_size)
-    if worst > config.num_blocks or n > config.max_running:
+    # Beams go on together or not at all, so they must fit one plan.
+    most = config.max_running if request.beams is None else config.max_batch_size
+    if worst > config.num_blocks or n > most:
         raise InvalidRequest(
             f"the request may need {worst} KV blocks and {n} sequences; this engine has "
-            f"{config.num_blocks} and {config.max_running}. Shorten the prompt, max_tokens or n.",
+            f"{config.num_blocks} and {most}. Shorten the prompt, max_tokens or n.",
             code="context_length_exceeded",
         )
     if request.is_whole and request.num_prompt_tokens > config.max_batch_tokens:
@@ -147,5 +149,15 @@ def refuse_impossible(request: Request, config: SchedulerConfig) -> None:
             param="prompt",
             code="context_length_exceeded",
         )
-    if len(request.resumed) not in (0, n):
-        raise InvalidRequest(f"resumed holds {len(request.resumed)} answers, n is {n}", param="resumed")
+    if len(request.resumed) not in (0, request.params.n):
+        raise InvalidRequest(f"resumed holds {len(request.resumed)} answers, n is {request.params.n}", param="resumed")
+    if request.beams is not None:
+        _refuse_impossible_search(request, request.beams)
+
+
+def _refuse_impossible_search(request: Request, beams: BeamSearch) -> None:
+    """What a search can't do, or what would make it another one."""
+    if request.params.n > beams.width:
+        raise InvalidRequest(f"n is {request.params.n}, more than the {beams.width} beams of the search", param="n")
+    if any(request.resumed):
+        raise InvalidRequest("a search tells nothing before its end, so it can't be resumed", param="resumed")

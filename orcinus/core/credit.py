@@ -48,8 +48,8 @@ class Cost:
 
     @classmethod
     def of(cls, request: Request) -> Cost:
-        """The worst case of one request. Its n answers share the work on the prompt."""
-        n = request.params.n
+        """The worst case of one request. Its answers or beams share the work on the prompt."""
+        n = request.num_sequences
         prompt = request.num_prompt_tokens
         return cls((prompt + request.max_tokens) * n, n, prompt, 1)
 

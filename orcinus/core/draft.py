@@ -93,7 +93,8 @@ class Draft:
 
     def budget(self, sequence: Sequence, *, is_decode: bool) -> int:
         """Tokens that `sequence` may run."""
-        if is_decode and self.decodes_left == 0:
+        # Beams go together, whatever their number.
+        if is_decode and self.decodes_left == 0 and sequence.request.beams is None:
             return 0
         # What can't be cut may take longer than an iteration should: once, alone.
         is_alone = sequence.request.is_whole and not self.num_prefilled
@@ -103,12 +104,17 @@ class Draft:
             return min(1, left) if is_decode else left
         return 1 if is_decode else left
 
+    def budget_of(self, gang: list[Sequence]) -> int:
+        """Tokens that these, of one request and each lacking one, may run together."""
+        pads = self.pads and gang[0].request.service_class is ServiceClass.BESTEFFORT
+        return int(min(self.prefill_left, self.padding_left)) if pads else len(gang)
+
     def charge(self, sequence: Sequence, tokens: int, *, is_decode: bool) -> None:
         """`sequence` is about to run so many tokens of its budget."""
         if is_decode:
             self.num_decodes += 1
             if self.decodes_left is not None:
-                self.decodes_left -= 1
+                self.decodes_left = max(0, self.decodes_left - 1)
         else:
             self.num_prefilled += tokens
         if self._is_padding(sequence):
@@ -168,6 +174,7 @@ class Draft:
                     tuple(sorted(sequence.end_token_ids)),
                     sequence.request.adapter,
                     sequence.request.pooling,
+                    sequence.request.num_candidates,
                 )
             )
             sequence.is_known = True

@@ -165,6 +165,23 @@ class Forked(msgspec.Struct, frozen=True, tag="forked"):
     shared_blocks: int
 
 
+class BeamsChosen(msgspec.Struct, frozen=True, tag="beams_chosen"):
+    """A request's beams took their next tokens.
+
+    Args:
+        parents: of each slot the one that it goes on from; -1 where no beam is.
+        answers: found so far.
+        blocks: that the beams hold, of which they would need `blocks_unshared` if each held its own.
+    """
+
+    at: float
+    request_id: str
+    parents: tuple[int, ...]
+    answers: int
+    blocks: int
+    blocks_unshared: int
+
+
 class Preempted(msgspec.Struct, frozen=True, tag="preempted"):
     """A request gave its blocks back so that `in_favour_of` could grow; it returns by recompute."""
 
@@ -205,6 +222,7 @@ Event = (
     | Admitted
     | Scheduled
     | Forked
+    | BeamsChosen
     | Preempted
     | Finished
     | EpochStarted

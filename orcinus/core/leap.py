@@ -273,6 +273,7 @@ def _goes_on(sequence: Sequence, last: int) -> bool:
         and sequence.num_scheduled == len(sequence.tokens) - 1
         and sequence.is_known
         and sequence.request.pooling is None
+        and sequence.request.beams is None
     )
 
 

@@ -36,6 +36,7 @@ class NewSequence(msgspec.Struct, frozen=True, array_like=True):
         blocks: packed uint32 block table.
         end_token_ids: masked until `min_tokens`.
         pooling: what is wanted instead of samples.
+        num_candidates: so many of the likeliest tokens come with each sample, for core to choose from (beams).
     """
 
     seq_id: int
@@ -47,6 +48,7 @@ class NewSequence(msgspec.Struct, frozen=True, array_like=True):
     end_token_ids: tuple[int, ...]
     adapter: str = ""
     pooling: Pooling | None = None
+    num_candidates: int = 0
 
 
 class BlockDelta(msgspec.Struct, frozen=True, array_like=True):

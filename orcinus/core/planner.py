@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import inf
 
 from orcinus.core import journal as why
@@ -48,7 +49,7 @@ class Planner:
             if draft.slots_left == 0:
                 break
             # It may have been preempted by an elder in this very pass.
-            if sequence.state is SequenceState.RUNNING:
+            if sequence.state is SequenceState.RUNNING and self._may_join(draft, group, sequence, now):
                 self._serve(draft, group, sequence, now)
         self._admit(draft, now)
         return self._issue(draft, now) if draft.work else None
@@ -146,9 +147,30 @@ class Planner:
         where that has been.
         """
         config = self._state.config
-        if sequence.reads_disk:
+        if sequence.reads_disk or sequence.request.beams is not None:
             return sequence.in_flight == 0
         return sequence.in_flight < (config.pieces_in_flight if sequence.num_missing > 1 else 1 + config.lookahead)
+
+    def _may_join(self, draft: Draft, group: SequenceGroup, sequence: Sequence, now: float) -> bool:
+        """Beams that lack one token each go together or not at all: the first one asks for all of them."""
+        gang = [] if group.beams is None else group.gang()
+        # Nothing to wait for: it is no beam, others are behind it, or the first one was in and brings the others along.
+        if not gang:
+            return True
+        if sequence is not gang[0] or len(gang) > draft.slots_left or len(gang) > draft.budget_of(gang):
+            return False
+        return self._make_room(group, self._needed(gang), now)
+
+    def _needed(self, gang: list[Sequence]) -> int:
+        """Free blocks that all of them take. Of those who share a block alone, the last one to write needs no copy."""
+        state, size = self._state, self._state.config.block_size
+        needed = 0
+        writers: Counter[int] = Counter()
+        for each in gang:
+            needed += each.table.needed(each.num_scheduled, each.num_scheduled + 1, size, state.pool)
+            writers.update(each.table.blocks[each.num_scheduled // size :][:1])
+        shared = [block for block, count in writers.items() if count == state.pool.references(block) > 1]
+        return needed - sum(not state.cache.holds(block) for block in shared)
 
     def _leads(self, sequence: Sequence) -> bool:
         return self._state.group_of(sequence).leader() is sequence

@@ -17,7 +17,7 @@ import msgspec
 
 from orcinus.core.config import SchedulerConfig
 from orcinus.core.core import Core, Decision, Submit
-from orcinus.core.plan import IterationPlan, IterationResult, NewSequence, SequenceOutput, Work
+from orcinus.core.plan import IterationPlan, IterationResult, NewSequence, SequenceOutput, TokenLogprobs, Work
 from orcinus.core.progress import Progress
 from orcinus.core.request import TOKEN_TYPECODE, FinishReason, Request, unpack_tokens
 from orcinus.errors import ClientError
@@ -102,7 +102,7 @@ class Recorder:
         self._key = key
         self._write = write
         self._encode = msgspec.json.Encoder().encode
-        self._lines: dict[int, tuple[_Surrogates, frozenset[int]]] = {}
+        self._lines: dict[int, tuple[_Surrogates, NewSequence]] = {}
         self._put(Started(core.config))
 
     @property
@@ -134,8 +134,7 @@ class Recorder:
         """`Core.update`, written down."""
         is_stale = result.epoch != self.core.scheduler.epoch
         outputs = tuple(
-            # Neither log-probabilities nor vectors decide anything.
-            SequenceOutput(output.seq_id, () if is_stale else tuple(self._take(output.seq_id, output.tokens)))
+            SequenceOutput(output.seq_id, ()) if is_stale else self._disguise_output(output)
             for output in result.outputs
         )
         self._put(ResultInput(now, msgspec.structs.replace(result, outputs=outputs)))
@@ -167,6 +166,24 @@ class Recorder:
             request, prompt=tokens.tobytes(), resumed=resumed, params=params, cache_salt=salt
         )
 
+    def _disguise_output(self, output: SequenceOutput) -> SequenceOutput:
+        """Neither log-probabilities nor vectors decide anything, but for those that a search chooses by."""
+        candidates = tuple(self._candidates(output.seq_id, each) for each in output.logprobs)
+        return SequenceOutput(
+            output.seq_id,
+            tuple(self._take(output.seq_id, output.tokens)),
+            tuple(each for each in candidates if each is not None),
+        )
+
+    def _candidates(self, seq_id: int, found: TokenLogprobs) -> TokenLogprobs | None:
+        """The likeliest tokens as the surrogates that they would have behind this sequence; None where none chooses."""
+        if seq_id not in self._lines or not self._lines[seq_id][1].num_candidates:
+            return None
+        line, new = self._lines[seq_id]
+        kept = frozenset(new.end_token_ids)
+        ids = tuple(line.fork().take((token,), kept)[0] for token in found.top_ids)
+        return msgspec.structs.replace(found, top_ids=ids)
+
     def _follow(self, plan: IterationPlan) -> None:
         """Keep a chain for each live sequence that the workers have known; a restated one starts again."""
         if plan.finished:
@@ -174,17 +191,16 @@ class Recorder:
             live = {sequence.seq_id for group in self.core.scheduler.groups() for sequence in group.live}
             self._lines = {seq_id: line for seq_id, line in self._lines.items() if seq_id in live}
         for new in plan.new:
-            kept = frozenset(new.end_token_ids)
             line = _Surrogates(self._key)
-            line.take(unpack_tokens(new.tokens), kept)
-            self._lines[new.seq_id] = (line, kept)
+            line.take(unpack_tokens(new.tokens), frozenset())
+            self._lines[new.seq_id] = (line, msgspec.structs.replace(new, tokens=b"", blocks=b""))
 
     def _take(self, seq_id: int, tokens: tuple[int, ...]) -> Iterable[int]:
         """Surrogates of newly sampled tokens. A sequence that has ended gets zeros: they can't decide."""
         if seq_id not in self._lines:
             return (0,) * len(tokens)
-        line, kept = self._lines[seq_id]
-        return line.take(tokens, kept)
+        line, new = self._lines[seq_id]
+        return line.take(tokens, frozenset(new.end_token_ids))
 
 
 def advance_input(decision: Decision, now: float) -> AdvanceInput:

@@ -136,6 +136,59 @@ class Pooling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     second_segment: int = 0
 
 
+# What doesn't alter the model's probabilities, and what is known before a search ends. A stop string ends a text in
+# which the tokens behind it have been searched already: a stop token does what is wanted.
+_PLAIN_IN_SEARCH: dict[str, object] = {
+    "temperature": 0,
+    "top_k": 0,
+    "top_p": 1,
+    "min_p": 0,
+    "repetition_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "logit_bias": None,
+    "allowed_token_ids": None,
+    "banned_token_ids": None,
+    "prompt_logprobs": None,
+    "stop": None,
+}
+
+
+class BeamSearch(bounds.Checked, frozen=True, kw_only=True, omit_defaults=True):
+    """The likeliest answers are searched for, by keeping the `width` likeliest beginnings. Meanings as in transformers.
+
+    Args:
+        width: sequences that run at a time; of the answers found, the best `params.n` are told.
+        length_penalty: an answer's score is its log-probability divided by its length to this power.
+        early_stopping: True ends the search once `width` answers are found, False once no beginning that is left would
+            beat the worst of them if it ended now, "never" once none can at any length.
+
+    Raises:
+        InvalidRequest: a value out of its range.
+    """
+
+    width: bounds.NumAnswers
+    length_penalty: bounds.LengthPenalty = 1.0
+    early_stopping: bounds.EarlyStopping = False
+
+    def check(self, params: SamplingParams) -> None:
+        """Nothing is drawn in a search, and its answers are compared as the model sees them.
+
+        Raises:
+            InvalidRequest: `params` ask for what would need another search.
+        """
+        for name, plain in _PLAIN_IN_SEARCH.items():
+            # An empty list or map asks for nothing.
+            if (value := getattr(params, name)) != plain and value not in ([], (), {}):
+                raise InvalidRequest(
+                    f"{name} can't be combined with beam search; leave it out", param=name, code="invalid_value"
+                )
+        if params.n > self.width:
+            raise InvalidRequest(
+                f"n is {params.n}, more than the {self.width} beams of the search", param="n", code="invalid_value"
+            )
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One prompt past the door: bounded, seeded, complete.
 
@@ -151,6 +204,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         cache_salt: narrows who may share this request's KV blocks.
         arrived_at: seconds of the engine's clock.
         pooling: a vector is wanted instead of tokens; then `params` say nothing and `n` is 1.
+        beams: the answers are searched for; they come at the end, all at once, the best first.
         resumed: packed tokens already generated, one entry per sequence index (all, or none). They count as
             generated for penalties, limits, random position and stops: continuation after a failure is this field.
     """
@@ -169,6 +223,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     arrived_at: float = 0.0
     resumed: tuple[bytes, ...] = ()
     pooling: Pooling | None = None
+    beams: BeamSearch | None = None
+
+    @property
+    def num_sequences(self) -> int:
+        """That run at a time: one for each answer, or for each beam."""
+        return self.params.n if self.beams is None else self.beams.width
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -182,6 +242,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             return 0
         assert self.params.max_tokens is not None
         return self.params.max_tokens
+
+    @property
+    def num_candidates(self) -> int:
+        """Likeliest tokens that a search needs of each beam; 0 without one.
+
+        End tokens don't go on. Without them at least as many are left as the search is wide: no other can be chosen.
+        """
+        if self.beams is None:
+            return 0
+        return max(self.beams.width + len(self.end_token_ids), self.params.logprobs or 0)
 
     @property
     def is_whole(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from orcinus.core import gang
 from orcinus.core import journal as why
 from orcinus.core.draft import Entry, PlanInFlight
 from orcinus.core.plan import NUMERICAL_ERROR, IterationResult, SequenceFailure, SequenceOutput, SwapIn
@@ -55,7 +56,7 @@ class Results:
             if seq_id in failures:
                 progress += self._fail(entry.sequence, failures[seq_id], now)
             elif seq_id in outputs:
-                progress.append(self.append(entry, outputs[seq_id], now))
+                progress += self._take(entry, outputs[seq_id], now)
             else:
                 assert not entry.samples, f"no output came for sequence {seq_id}"
         return progress
@@ -101,8 +102,13 @@ class Results:
             state.cache.keep(sequence, state.newest_plan(sequence).pins if sequence.in_flight else None)
         # The position that branches start from, reached by whoever leads the group.
         branching = max(1, sequence.num_prompt_tokens - 1)
-        if sequence.request.params.n > 1 and before < branching <= entry.end:
+        if sequence.request.num_sequences > 1 and before < branching <= entry.end:
             state.fork(state.group_of(sequence), sequence, now)
+
+    def _take(self, entry: Entry, output: SequenceOutput, now: float) -> list[Progress]:
+        if entry.sequence.request.beams is not None:
+            return gang.take(self._state, entry, output, now)
+        return [self.append(entry, output, now)]
 
     def append(self, entry: Entry, output: SequenceOutput, now: float) -> Progress:
         """Take the sampled tokens, up to the one that ends the answer."""

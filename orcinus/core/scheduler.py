@@ -12,6 +12,7 @@ from math import inf
 from orcinus.core import check
 from orcinus.core import journal as why
 from orcinus.core import leap as leaping
+from orcinus.core.beams import Beams
 from orcinus.core.config import SchedulerConfig, refuse_impossible
 from orcinus.core.draft import Entry
 from orcinus.core.kv.pool import BlockPool
@@ -101,27 +102,28 @@ class Scheduler:
             InvalidRequest: its id is in use, it could not run even alone, or nothing of it is left to generate.
             Overloaded: its deadline can't be met (policy deadline).
         """
-        params = request.params
         if request.request_id in self.state.queues.groups:
             raise InvalidRequest(f"request id {request.request_id[:100]!r} is in use", param="request_id")
         refuse_impossible(request, self.config)
-        sequences = [Sequence(self._num_sequences + index, request, index) for index in range(params.n)]
+        count = request.num_sequences
+        sequences = [Sequence(self._num_sequences + index, request, index) for index in range(count)]
         for sequence in sequences:
             sequence.settle()
         if all(sequence.is_finished for sequence in sequences):
             raise InvalidRequest("every answer in resumed is complete; nothing is left to generate", param="resumed")
-        group = SequenceGroup(request, self._num_requests, sequences)
+        beams = None if request.beams is None else Beams(request)
+        group = SequenceGroup(request, self._num_requests, sequences, beams=beams)
         self.state.queues.enter(group, now)
         self._refuse_late(group, now)
         self.state.has_realtime |= request.service_class is ServiceClass.REALTIME
         self._num_requests += 1
-        self._num_sequences += params.n
+        self._num_sequences += count
         if request.deadline is not None:
             heapq.heappush(self._deadlines, (request.deadline, group.number, group))
         resumed = sum(sequence.num_generated for sequence in sequences)
         first, prompt = sequences[0].seq_id, request.num_prompt_tokens
         self.journal.write(
-            why.Added(now, request.request_id, prompt, request.max_tokens, params.n, resumed, first_seq_id=first)
+            why.Added(now, request.request_id, prompt, request.max_tokens, count, resumed, first_seq_id=first)
         )
 
     def _refuse_late(self, group: SequenceGroup, now: float) -> None:
@@ -143,12 +145,15 @@ class Scheduler:
     def abort(
         self, request_id: str, now: float, index: int | None = None, cause: FinishReason = FinishReason.ABORT
     ) -> list[Progress]:
-        """End a request, or one of its answers; nothing happens if it has ended already."""
+        """End a request, or one of its answers; nothing happens if it has ended already.
+
+        Which beams become which answers isn't known before the end: of a search all or none can be ended.
+        """
         group = self.state.queues.groups.get(request_id)
         if group is None:
             return []
         ending = [sequence for sequence in group.live if index is None or sequence.index == index]
-        return [self.state.end(group, sequence, cause, now) for sequence in ending]
+        return self.state.end_each(group, ending if group.beams is None or not ending else group.live, cause, now)
 
     def expire(self, now: float) -> list[Progress]:
         """End every request whose deadline has passed, begun or not: nobody wants its answer any more."""

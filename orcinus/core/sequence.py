@@ -6,6 +6,7 @@ from array import array
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from orcinus.core.beams import Beams
 from orcinus.core.kv.table import BlockTable
 from orcinus.core.request import FinishReason, Request, unpack_tokens
 
@@ -59,7 +60,7 @@ class Sequence:
         self.max_tokens = request.max_tokens
         self.tokens: array[int] = unpack_tokens(request.prompt)
         self.num_prompt_tokens = len(self.tokens)
-        if request.resumed:
+        if request.resumed and request.beams is None:
             self.tokens.extend(unpack_tokens(request.resumed[index]))
         self.end_token_ids = request.end_token_ids
         self.table = BlockTable()
@@ -145,8 +146,8 @@ class SequenceGroup:
     """The n sequences of one request: admitted together, preempted together (vLLM, SOSP '23, §4.5).
 
     `number` counts requests in the order of `add`, and breaks ties of arrival. `cached_tokens` of the prompt were found
-    in the radix tree when it first began; None before that. `pinned_blocks` are promised to one that runs and was
-    preempted too often to be preempted again.
+    in the radix tree when it first began; None before that. `beams` choose the tokens of a search. `pinned_blocks` are
+    promised to one that runs and was preempted too often to be preempted again.
     """
 
     request: Request
@@ -156,6 +157,7 @@ class SequenceGroup:
     pinned_blocks: int = 0
     num_preemptions: int = 0
     cached_tokens: int | None = None
+    beams: Beams | None = None
     blocked_by: str = ""
     order: tuple[float, ...] = field(default=())
 
@@ -171,4 +173,13 @@ class SequenceGroup:
 
     def leader(self) -> Sequence | None:
         """The sequence that computes the prompt for the others: the first one alive."""
-        return next((s for s in self.sequences if s.state is not SequenceState.FINISHED), None)
+        return next((s for s in self.sequences if s.state is not SequenceState.FINISHED and self.goes_on(s)), None)
+
+    def goes_on(self, sequence: Sequence) -> bool:
+        """Not so a sequence that no beam is in yet, or no more."""
+        return self.beams is None or self.beams.runs(sequence.index)
+
+    def gang(self) -> list[Sequence]:
+        """The beams, if each of them lacks its next token: none goes on without the others. Nothing if some lag."""
+        beams = [sequence for sequence in self.live if self.goes_on(sequence)] if self.beams else []
+        return beams if all(each.is_decoding and not each.in_flight for each in beams) else []

@@ -52,13 +52,15 @@ class Share:
 def in_turns(runnable: Runnable, decodes: int, *, pads: bool) -> Runnable:
     """The same, but of those who decode all after the `decodes` that waited longest come last.
 
-    Only an order: where one of the first gets no block, one of the last takes its place.
+    Only an order: where one of the first gets no block, one of the last takes its place. Beams keep theirs: they go
+    together.
     """
 
     def turn(sequence: Sequence) -> tuple[bool, int]:
         return pads and sequence.request.service_class is ServiceClass.BESTEFFORT, sequence.last_iteration
 
-    waiting = sorted((sequence for _, sequence in runnable if sequence.is_decoding), key=turn)
+    alone = (sequence for group, sequence in runnable if sequence.is_decoding and group.beams is None)
+    waiting = sorted(alone, key=turn)
     late = {sequence.seq_id for sequence in waiting[decodes:]}
     return sorted(runnable, key=lambda each: each[1].seq_id in late)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
+import msgspec
+
 from orcinus.core import journal as why
 from orcinus.core.admission import ADMISSIONS, worst_case
 from orcinus.core.config import SchedulerConfig
@@ -78,6 +80,8 @@ class SchedulerState:
             sequence.drop_kv()
             sequence.state = SequenceState.PREEMPTED
             self.queues.num_running -= 1
+        if group.beams is not None:
+            group.beams.withdraw()
         self._return_promises(group)
         self.queues.stop(group)
 
@@ -90,7 +94,7 @@ class SchedulerState:
         self.queues.num_running -= was_running
         request_id = group.request.request_id
         self.journal.write(why.Finished(now, request_id, sequence.index, str(reason), sequence.num_generated))
-        if group.leader() is None:
+        if not group.live:
             self.queues.leave(group, was_running=was_running)
             self._return_promises(group)
         return Progress(request_id, sequence.index, finish_reason=reason)
@@ -98,26 +102,31 @@ class SchedulerState:
     def end_all(self, group: SequenceGroup, code: str, message: str, now: float) -> list[Progress]:
         """End what is left of a request with an error."""
         return [
-            Progress(
-                group.request.request_id,
-                sequence.index,
-                finish_reason=self.end(group, sequence, FinishReason.ERROR, now).finish_reason,
-                error_code=code,
-                error_message=message,
-            )
-            for sequence in group.live
+            msgspec.structs.replace(end, error_code=code, error_message=message)
+            for end in self.end_each(group, group.live, FinishReason.ERROR, now)
         ]
+
+    def end_each(
+        self, group: SequenceGroup, ending: list[Sequence], reason: FinishReason, now: float
+    ) -> list[Progress]:
+        """End several sequences. Of more beams than answers only so many are told."""
+        ends = [self.end(group, sequence, reason, now) for sequence in ending]
+        return [end for end in ends if end.index < group.request.params.n]
 
     def release(self, sequence: Sequence) -> None:
         """Give the blocks back; those that a plan in flight may touch stay in limbo until it is collected."""
-        if sequence.is_known:
-            self.forget.append(sequence.seq_id)
-            sequence.is_known = False
+        self.restate(sequence)
         if sequence.in_flight:
             plan = self.newest_plan(sequence)
             self.pool.pin(sequence.table.blocks)
             plan.pins += sequence.table.blocks
         sequence.table.clear(self.pool)
+
+    def restate(self, sequence: Sequence) -> None:
+        """The workers may forget what they know of it: should it run once more, they are told in full."""
+        if sequence.is_known:
+            self.forget.append(sequence.seq_id)
+            sequence.is_known = False
 
     def newest_plan(self, sequence: Sequence) -> PlanInFlight:
         """The last one in flight that has work for `sequence`."""
@@ -132,7 +141,7 @@ class SchedulerState:
         """Branches take over all of the prompt but its last token, which each runs itself to draw its own sample."""
         shared = leader.num_prompt_tokens - 1
         for branch in group.live:
-            if branch is leader or branch.is_forked or branch.num_scheduled > 0:
+            if branch is leader or branch.is_forked or branch.num_scheduled > 0 or not group.goes_on(branch):
                 continue
             branch.is_forked = True
             found = self.cache.find(branch)

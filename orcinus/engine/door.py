@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from orcinus.core.request import Pooling, Request, SamplingParams, ServiceClass, pack_tokens
+from orcinus.core.request import BeamSearch, Pooling, Request, SamplingParams, ServiceClass, pack_tokens
 from orcinus.engine.messages import EngineDescription
 from orcinus.errors import InvalidRequest
 
@@ -33,6 +33,7 @@ class Door:
         deadline: float | None = None,
         cache_salt: str = "",
         resumed: tuple[bytes, ...] = (),
+        beams: BeamSearch | None = None,
     ) -> Request:
         """The request as core takes it; see `Request` for the arguments.
 
@@ -59,6 +60,9 @@ class Door:
                 code="context_length_exceeded",
             )
         self._check_answers(len(prompt) + max_tokens, params.n)
+        if beams is not None:
+            beams.check(params)
+            self._check_width(len(prompt) + max_tokens, beams.width, params)
         seed = self.seeds.getrandbits(63) if params.seed is None else params.seed
         return Request(
             request_id=request_id,
@@ -73,6 +77,7 @@ class Door:
             cache_salt=cache_salt,
             arrived_at=arrived_at,
             resumed=resumed,
+            beams=beams,
         )
 
     def admit_pooling(
@@ -153,6 +158,22 @@ class Door:
                 param="n",
                 code="invalid_value",
             )
+
+    def _check_width(self, tokens: int, width: int, params: SamplingParams) -> None:
+        """Beams run together, too; and there must be as many tokens to begin with."""
+        engine, param = self.engine, "n" if params.n == width else "best_of"
+        ends = len({*(params.stop_token_ids or ()), *(() if params.ignore_eos else engine.eos_token_ids)})
+        for needed, bound, what in (
+            (width, engine.max_batch_size, "sequences at a time"),
+            (width, engine.vocab_size - ends, "tokens to go on with"),
+            (width * tokens, engine.max_request_tokens, "tokens of KV memory"),
+        ):
+            if needed > bound:
+                raise InvalidRequest(
+                    f"{width} beams of up to {tokens} tokens need {needed} {what}; this engine has {bound}",
+                    param=param,
+                    code="invalid_value",
+                )
 
 
 def _out_of_vocabulary(name: str, vocab_size: int) -> InvalidRequest:

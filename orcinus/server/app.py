@@ -259,6 +259,7 @@ class _Api:
                 tenant=terms.tenant,
                 cache_salt=terms.cache_salt,
                 deadline=terms.deadline,
+                beams=terms.beams,
             )
             for number, prompt in enumerate(prompts)
         ]

@@ -72,6 +72,9 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
     truncate_prompt_tokens: KeptTokens | None = None
     priority: Priority | None = None
     cache_salt: Salt | None = None
+    use_beam_search: bool | None = None
+    length_penalty: bounds.LengthPenalty | None = None
+    early_stopping: bounds.EarlyStopping | None = None
     # What would change the answer, and is refused where it is asked for.
     response_format: ResponseFormat | None = None
     guided_json: object = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from orcinus.core.request import SamplingParams
+from orcinus.core.request import BeamSearch, SamplingParams
 from orcinus.errors import InvalidRequest
 from orcinus.server.bounds import MAX_PROMPTS
 from orcinus.server.protocol import ChatMessage, ChatRequest, CompletionRequest, ContentPart, GenerateRequest, ToolCall
@@ -33,6 +33,8 @@ def completion_params(request: CompletionRequest, defaults: GenerationDefaults) 
         max_tokens = 1
     params = _sampling_params(request, defaults, max_tokens, request.logprobs, {})
     if request.echo and request.logprobs is not None:
+        if request.use_beam_search:
+            raise _unsupported("echo", "log-probabilities of an echoed prompt can't be had from a beam search")
         if request.stream:
             raise _unsupported("echo", "log-probabilities of an echoed prompt can't be streamed")
         params = msgspec.structs.replace(params, prompt_logprobs=request.logprobs)
@@ -44,12 +46,15 @@ def _with_best_of(request: CompletionRequest, params: SamplingParams) -> Samplin
     best_of = request.best_of
     if best_of is None or best_of == params.n:
         return params
-    if request.stream:
-        raise _unsupported("best_of", "which answers are best is known at the end, so they can't be streamed")
     if best_of < params.n:
         raise InvalidRequest(
             f"best_of is {best_of}, less than n, which is {params.n}", param="best_of", code="invalid_value"
         )
+    if request.use_beam_search:
+        # So many beams, see `_beams_of`.
+        return params
+    if request.stream:
+        raise _unsupported("best_of", "which answers are best is known at the end, so they can't be streamed")
     try:
         return msgspec.structs.replace(params, n=best_of, logprobs=params.logprobs or 0)
     except InvalidRequest as error:
@@ -114,6 +119,9 @@ def _sampling_params(
         raise _unsupported("prompt_logprobs", "log-probabilities of the prompt can't be streamed")
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("stream_options needs `stream: true`", param="stream_options", code="invalid_value")
+    if request.use_beam_search:
+        # Recommendations are for drawing; what the request itself asks of that kind is refused.
+        defaults = GenerationDefaults(temperature=0)
     names = SamplingParams.__struct_fields__
     given = {name: getattr(request, name) for name in names if getattr(request, name, None) is not None}
     values: dict[str, object] = {**defaults.as_params(), **given, "max_tokens": max_tokens, "logprobs": logprobs}
@@ -135,12 +143,18 @@ def _in_callers_words(error: InvalidRequest, words: dict[str, str]) -> InvalidRe
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a request asks besides its sampling, and for whom. `deadline` is an instant of the engine's clock."""
+    """What a request asks besides its sampling, and for whom.
+
+    Args:
+        deadline: an instant of the engine's clock.
+        beams: answers are searched for, not drawn.
+    """
 
     priority: int
     cache_salt: str
     deadline: float | None
     tenant: str
+    beams: BeamSearch | None = None
 
 
 def terms_of(request: GenerateRequest, owner: str, timeout: str | None, now: float) -> Terms:
@@ -151,10 +165,26 @@ def terms_of(request: GenerateRequest, owner: str, timeout: str | None, now: flo
         timeout: of the header `x-request-timeout`, seconds.
 
     Raises:
-        InvalidRequest: a header that isn't a time.
+        InvalidRequest: a header that isn't a time, or half of a search.
     """
     deadline = None if timeout is None else now + _seconds(timeout)
-    return Terms(request.priority or 0, request.cache_salt or "", deadline, owner)
+    return Terms(request.priority or 0, request.cache_salt or "", deadline, owner, _beams_of(request))
+
+
+def _beams_of(request: GenerateRequest) -> BeamSearch | None:
+    """As many beams as `best_of` says, or as answers are wanted: vLLM's words."""
+    penalty, early = request.length_penalty, request.early_stopping
+    if request.use_beam_search:
+        best_of = request.best_of if isinstance(request, CompletionRequest) else None
+        return BeamSearch(
+            width=best_of or request.n or 1,
+            length_penalty=1.0 if penalty is None else penalty,
+            early_stopping=early or False,
+        )
+    for param, asked in (("length_penalty", penalty not in (None, 1)), ("early_stopping", early)):
+        if asked:
+            raise InvalidRequest(f"{param} needs `use_beam_search: true`", param=param, code="invalid_value")
+    return None
 
 
 def _seconds(timeout: str) -> float:

@@ -20,6 +20,7 @@ from orcinus.core.plan import (
     SequenceOutput,
     Swap,
     SwapIn,
+    TokenLogprobs,
     Work,
 )
 from orcinus.core.request import TOKEN_TYPECODE, unpack_tokens
@@ -98,6 +99,9 @@ class _Answer:
         # A limit ends an answer without an end token.
         self.last_at = new.num_prompt_tokens + job.output - 1 if job.output < job.max_tokens else -1
         self.tokens: tuple[int, array[int]] | None = None
+        if new.num_candidates:
+            self._search(new, job, token)
+            return
         if job.answers:
             self.tokens = (new.num_prompt_tokens, unpack_tokens(job.answers[new.index]))
             # What was recorded ends as it was recorded.
@@ -117,6 +121,18 @@ class _Answer:
             kept = frozenset(new.end_token_ids)
             ends += [first + place for place, token in enumerate(tokens) if token in kept]
         return sorted(ends)
+
+    def _search(self, new: NewSequence, job: Job, token: int) -> None:
+        """Every beam has as many continuations as core can choose from; all end where the longest answer did."""
+        ids = [each for each in range(token, token + 2 * new.num_candidates) if each not in new.end_token_ids]
+        falling = tuple(-1.0 - place for place in range(new.num_candidates))
+        found = TokenLogprobs(-1.0, 1, tuple(ids[: new.num_candidates]), falling)
+        self.filler = SequenceOutput(new.seq_id, (token,), (found,))
+        # Of one that was given up nothing is known.
+        if new.end_token_ids and any(job.answers) and job.output < job.max_tokens:
+            end = new.end_token_ids[0]
+            self.last = SequenceOutput(new.seq_id, (end,), (TokenLogprobs(-1.0, 1, (end,), (-1.0,)),))
+            self.last_at = new.num_prompt_tokens + job.output - 1
 
     def at(self, position: int, seq_id: int) -> SequenceOutput:
         """What is sampled for `position`."""

@@ -25,6 +25,7 @@ class SampleRow:
         num_prompt_tokens: how many of `tokens` are prompt.
         end_token_ids: masked until `params.min_tokens` are generated.
         tokens: prompt and generated so far; its length is the position of the token to be sampled.
+        num_candidates: so many of the likeliest tokens are wanted, whatever `params` say.
     """
 
     params: SamplingParams
@@ -32,6 +33,12 @@ class SampleRow:
     num_prompt_tokens: int
     end_token_ids: tuple[int, ...]
     tokens: NDArray[np.uint32]
+    num_candidates: int = 0
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Likeliest tokens to come with the sampled one; None if not even its own log-probability is wanted."""
+        return self.num_candidates or self.params.logprobs
 
     @property
     def num_generated(self) -> int:

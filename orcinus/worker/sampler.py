@@ -136,7 +136,8 @@ class _Composition:
         self.greedy = torch.tensor([kind == _GREEDY for kind in kinds], dtype=torch.bool, device=device)
         self.is_random = any(kind != _GREEDY for kind in kinds)
         self.limits = _limits(self._params, width, device)
-        self._logprobs = [i for i, params in enumerate(self._params) if params.logprobs is not None]
+        self._num_logprobs = [row.num_logprobs for row in rows]
+        self._logprobs = [i for i, number in enumerate(self._num_logprobs) if number is not None]
         self.is_plainly_greedy = not (self.is_random or self.adjustments.any or self._logprobs)
         self._logprob_rows = torch.tensor(self._logprobs, dtype=torch.int64, device=device)
 
@@ -157,7 +158,7 @@ class _Composition:
         """Log-probabilities of the sampled tokens, by row, where asked for."""
         if not self._logprobs:
             return {}
-        top_n = [self._params[i].logprobs or 0 for i in self._logprobs]
+        top_n = [self._num_logprobs[i] or 0 for i in self._logprobs]
         return dict(zip(self._logprobs, token_logprobs(*raw, tokens[self._logprob_rows], top_n), strict=True))
 
 

@@ -265,6 +265,7 @@ def _sample_row(log: SequenceLog) -> SampleRow:
         num_prompt_tokens=description.num_prompt_tokens,
         end_token_ids=description.end_token_ids,
         tokens=log.tokens,
+        num_candidates=description.num_candidates,
     )
 
 

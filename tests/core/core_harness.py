@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
+
+import msgspec
+from beam_reference import Found, Values, reference_search
 
 from orcinus.core.config import SchedulerConfig
 from orcinus.core.core import Collect, Core, Decision, Expired, Submit
@@ -68,8 +72,32 @@ def closed_form_token(
     return token
 
 
+def closed_form_values(request: Request) -> Values:
+    """What the model says of each token behind an answer that has begun in some way: no two values are equal."""
+
+    def values(tokens: tuple[int, ...]) -> list[float]:
+        beginning = mix(request.params.seed or 0, *tokens)
+        return [-(mix(beginning, token) % 2**40) / 2**37 for token in range(VOCAB)]
+
+    return values
+
+
+@cache
+def found_by_search(request_id: str, packed: bytes) -> list[Found]:
+    """The answers of a search, best first; by the request as bytes, for it can't be hashed."""
+    request = msgspec.msgpack.decode(packed, type=Request)
+    return reference_search(closed_form_values(request), request)
+
+
+def expected_search(request: Request) -> list[Found]:
+    return found_by_search(request.request_id, msgspec.msgpack.encode(msgspec.structs.replace(request, arrived_at=0)))
+
+
 def expected_answer(request: Request, index: int) -> tuple[list[int], FinishReason]:
     """The whole answer and why it ends, from the request alone; resumed tokens included."""
+    if request.beams is not None:
+        found = expected_search(request)[index]
+        return list(found.tokens), found.reason
     if request.pooling is not None:
         return [], FinishReason.STOP
     ends = tuple(sorted(request.end_token_ids))
@@ -239,6 +267,8 @@ class PrefixWorker:
         tokens: tuple[int, ...] = ()
         logprobs: tuple[TokenLogprobs, ...] = ()
         prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+        if Output.SAMPLE in work.output and new.num_candidates:
+            return self._continuations(sequence, work)
         if Output.SAMPLE in work.output:
             assert end == len(sequence.tokens), "a sample is asked for while tokens are missing"
             token = closed_form_token(new.params, new.end_token_ids, new.num_prompt_tokens, new.index, end)
@@ -254,6 +284,20 @@ class PrefixWorker:
             assert work.start == 0 or not new.pooling.whole, "the prompt was cut"
             return SequenceOutput(work.seq_id, (), pooled=closed_form_vector(new.tokens))
         return SequenceOutput(work.seq_id, tokens, logprobs, prompt_logprobs)
+
+    def _continuations(self, sequence: WorkerSequence, work: Work) -> SequenceOutput:
+        """The likeliest of them, and the first one that isn't masked as what the worker goes on with."""
+        new, end = sequence.new, work.start + work.num_tokens
+        assert end == len(sequence.tokens), "a sample is asked for while tokens are missing"
+        answer = tuple(sequence.tokens[new.num_prompt_tokens :])
+        values = closed_form_values(Request(request_id="", prompt=b"", params=new.params))(answer)
+        order = sorted(range(VOCAB), key=lambda token: -values[token])
+        masked = new.end_token_ids if len(answer) < new.params.min_tokens else ()
+        sampled = next(token for token in order if token not in masked)
+        sequence.tokens.append(sampled)
+        top = tuple(order[: new.num_candidates])
+        found = TokenLogprobs(values[sampled], 1, top, tuple(values[token] for token in top))
+        return SequenceOutput(work.seq_id, (sampled,), (found,))
 
     def _prefixes(self, sequence: WorkerSequence, end: int) -> list[int]:
         first = first_state(self.namespaces[sequence.new.seq_id])
@@ -331,6 +375,7 @@ class World:
     def advance(self) -> Decision:
         late = [g.request.request_id for g in self.scheduler.groups() if (g.request.deadline or 1e9) <= self.now]
         before = self.scheduler.num_in_flight
+        gangs = self._gangs()
         now = self._tick()
         self.scheduler.refresh(now)
         waiting = list(self.scheduler.waiting)
@@ -340,6 +385,8 @@ class World:
         if isinstance(decision, Submit):
             assert not late, "work for a request whose deadline has passed"
             self._check_plan(decision.plan)
+            ids = {work.seq_id for work in decision.plan.work}
+            assert all(gang <= ids or not gang & ids for gang in gangs), "beams that could go together did not"
             by_id = self._sequences()
             for new in decision.plan.new:
                 self.worker.namespaces[new.seq_id] = Namespace.of(by_id[new.seq_id].request)
@@ -430,6 +477,15 @@ class World:
         assert not any(out.blocks & idle for out in self.in_flight), "a block could be handed out that a plan may touch"
         self._check_cache()
 
+    def _gangs(self) -> list[set[int]]:
+        """Of each search the beams, if each of them lacks its next token and nothing else."""
+        gangs = []
+        for group in self.scheduler.running:
+            beams = [s for s in group.live if s.table.blocks] if group.request.beams is not None else []
+            if all(s.num_computed == s.num_tokens - 1 and not s.in_flight for s in beams):
+                gangs.append({s.seq_id for s in beams})
+        return gangs
+
     def _check_cache(self) -> None:
         """Each block that can be found is full, and holds the KV of just the tokens that it is found by."""
         size = self.config.block_size
@@ -469,13 +525,12 @@ class World:
         assert plan.num_tokens <= config.max_batch_tokens, "the token budget is exceeded"
         assert len(plan.work) <= config.max_batch_size
         ids = [work.seq_id for work in plan.work]
+        sequences = self._sequences()
         assert len(set(ids)) == len(ids), "a sequence is twice in one plan"
         for seq_id in ids:
             others = [work for out in self.in_flight for work in out.plan.work if work.seq_id == seq_id]
-            assert len(others) <= config.lookahead or self._is_next_piece(seq_id, plan, others), (
-                "plans in flight share a sequence"
-            )
-        sequences = self._sequences()
+            ahead = config.lookahead if sequences[seq_id].request.beams is None else 0
+            assert len(others) <= ahead or self._is_next_piece(seq_id, plan, others), "plans in flight share a sequence"
         for work in plan.work:
             self._check_writable(sequences[work.seq_id], work)
         copiers = [copy.target for copy in plan.copies]
@@ -531,7 +586,11 @@ class World:
         at = [line.logprob for line in seen.prompt_logprobs]
         assert at == [float(position) for position in range(1, len(at) + 1)], "prompt logprobs out of order"
         resumed = len(request.resumed[part.index]) // 4 if request.resumed else 0
-        if request.params.logprobs is not None:
+        if request.beams is not None:
+            assert len(seen.tokens) == len(part.tokens), "some of a search was told before its end"
+            told = list(expected_search(request)[part.index].logprobs) if request.params.logprobs is not None else []
+            assert [line.logprob for line in part.logprobs] == (told if part.tokens else [])
+        elif request.params.logprobs is not None:
             first = request.num_prompt_tokens + resumed
             assert [line.logprob for line in seen.logprobs] == [first + i for i in range(len(seen.tokens) - resumed)]
         if part.finish_reason in (FinishReason.STOP, FinishReason.LENGTH) and not self._ended_outside(part):

@@ -16,6 +16,7 @@ from orcinus.core.config import SchedulerConfig
 from orcinus.core.plan import NUMERICAL_ERROR
 from orcinus.core.policy import POLICIES
 from orcinus.core.request import (
+    BeamSearch,
     FinishReason,
     Pooling,
     Request,
@@ -74,7 +75,20 @@ def random_request(rng: random.Random, number: int, now: float) -> Request:
     if rng.random() < 0.15:
         pooling = Pooling(type="last", whole=rng.random() < 0.7)
         return msgspec.structs.replace(request, pooling=pooling, params=SamplingParams())
+    if number % 5 == 0:
+        return search_instead(random.Random(f"{number} {now} {request.params.seed}"), request)
     return resume_midway(rng, request) if rng.random() < 0.2 else request
+
+
+def search_instead(rng: random.Random, request: Request) -> Request:
+    """The same request, its answers searched for."""
+    search = BeamSearch(
+        width=request.params.n + rng.choice([0, 0, 1, 3]),
+        length_penalty=rng.choice([1.0, 0.0, -1.0, 2.0]),
+        early_stopping=rng.choice([False, True, "never"]),
+    )
+    params = msgspec.structs.replace(request.params, prompt_logprobs=None)
+    return msgspec.structs.replace(request, beams=search, params=params)
 
 
 def resume_midway(rng: random.Random, request: Request) -> Request:

@@ -44,6 +44,22 @@ def test_the_openai_sdk_streams_a_right_answer_to_a_sum(client: openai.OpenAI, l
     assert re.findall(r"\d+", answer)[-1] == str(left + right)
 
 
+def test_a_search_over_http_gives_its_best_answers_whole_or_at_the_end_of_a_stream(client: openai.OpenAI) -> None:
+    asked = {"model": "orcinus-tiny", "prompt": "Once there was a", "max_tokens": 12, "n": 2, "logprobs": 0}
+    beams = {"use_beam_search": True, "best_of": 5, "length_penalty": 0.5}
+    whole = client.completions.create(**asked, extra_body=beams).choices
+    assert [choice.index for choice in whole] == [0, 1]
+    first, second = (sum(choice.logprobs.token_logprobs) / 12**0.5 for choice in whole)
+    greedy = client.completions.create(**{**asked, "n": 1}, temperature=0).choices[0].logprobs.token_logprobs
+    assert first > second
+    assert first >= sum(greedy) / 12**0.5 - 1e-5
+    chunks = list(client.completions.create(**asked, stream=True, extra_body=beams))
+    assert [(c.choices[0].index, c.choices[0].text) for c in chunks] == [(c.index, c.text) for c in whole]
+    chat = {"model": "orcinus-tiny", "messages": [{"role": "user", "content": "What is 12 + 7?"}], "n": 3}
+    answers = client.chat.completions.create(**chat, extra_body={"use_beam_search": True}).choices
+    assert len({answer.message.content for answer in answers}) == 3
+
+
 def test_the_model_is_listed_by_its_folder(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["orcinus-tiny"]
 
