@@ -139,9 +139,7 @@ def linear(kernels: CpuKernels, dtype: torch.dtype, rounds: int, shapes: list[st
 
 def quantized(kernels: CpuKernels, rounds: int, shapes: list[str]) -> None:
     """Weights of 8 and 4 bits against our bfloat16 product, whose copies are too many for the caches."""
-    print(
-        "\nRatios: the time over that of our bfloat16 product, by the clock / by processor time; below 1 is faster."
-    )
+    print("\nRatios: the time over that of our bfloat16 product, by the clock / by processor time; below 1 is faster.")
     print(f"| in → out | rows | bf16 ns | {' | '.join(SCHEMES)} |")
     print("|---" * (3 + len(SCHEMES)) + "|")
     for k, n in dict.fromkeys(shape for model in SHAPES.values() for shape in model):

@@ -178,7 +178,7 @@ def _has_its_share(world: World, plan: IterationPlan | None, before: Before) -> 
         sequence
         for group in world.scheduler.running
         for sequence in group.live
-        if sequence.is_decoding and sequence.seq_id not in planned
+        if sequence.is_decoding and sequence.seq_id not in planned and before.tables.get(sequence.seq_id)
         if sequence.num_generated + sequence.num_pending < sequence.request.max_tokens
     ]
     ready = len(here) + sum(sequence.in_flight <= config.lookahead for sequence in elsewhere)
