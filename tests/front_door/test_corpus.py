@@ -17,7 +17,7 @@ import cases_structured
 import httpx
 import pytest
 from cases import ANYTHING, Case
-from conftest import FrontDoor
+from door import FrontDoor
 from leaks import MAX_ANSWER_BYTES, echoes_too_much, leaks_in
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import httpx
 import pytest
 from cases import ANYTHING, COMPLETIONS, JSON_TYPE, Case, encode
-from conftest import FrontDoor
+from door import FrontDoor
 from test_corpus import ask, check_answer
 
 pytestmark = pytest.mark.slow

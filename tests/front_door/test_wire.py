@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from conftest import FrontDoor
+from door import FrontDoor
 from wire import Heard, Wire, listen, message, reset
 
 pytestmark = pytest.mark.slow
