@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence as Several
 
 from orcinus.core import journal as why
@@ -34,6 +35,21 @@ def take(state: SchedulerState, entry: Entry, output: SequenceOutput, now: float
     _carry_out(state, group, moves)
     state.journal.write(_chosen(state, group, moves, beams, now))
     return []
+
+
+def blocks_needed(state: SchedulerState, gang: list[Sequence]) -> int:
+    """Free blocks that all of them take for a token each.
+
+    Of those who share a block alone, the last one to write needs no copy.
+    """
+    size = state.config.block_size
+    needed = 0
+    writers: Counter[int] = Counter()
+    for each in gang:
+        needed += each.table.needed(each.num_scheduled, each.num_scheduled + 1, size, state.pool)
+        writers.update(each.table.blocks[each.num_scheduled // size :][:1])
+    shared = [block for block, count in writers.items() if count == state.pool.references(block) > 1]
+    return needed - sum(not state.cache.holds(block) for block in shared)
 
 
 def _carry_out(state: SchedulerState, group: SequenceGroup, moves: Several[Move]) -> None:

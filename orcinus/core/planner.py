@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from math import inf
 
+from orcinus.core import gang as gangs
 from orcinus.core import journal as why
 from orcinus.core.draft import Draft, PlanInFlight, chunk_end
 from orcinus.core.kv.tiers import Found
@@ -159,18 +159,7 @@ class Planner:
             return True
         if sequence is not gang[0] or len(gang) > draft.slots_left or len(gang) > draft.budget_of(gang):
             return False
-        return self._make_room(group, self._needed(gang), now)
-
-    def _needed(self, gang: list[Sequence]) -> int:
-        """Free blocks that all of them take. Of those who share a block alone, the last one to write needs no copy."""
-        state, size = self._state, self._state.config.block_size
-        needed = 0
-        writers: Counter[int] = Counter()
-        for each in gang:
-            needed += each.table.needed(each.num_scheduled, each.num_scheduled + 1, size, state.pool)
-            writers.update(each.table.blocks[each.num_scheduled // size :][:1])
-        shared = [block for block, count in writers.items() if count == state.pool.references(block) > 1]
-        return needed - sum(not state.cache.holds(block) for block in shared)
+        return self._make_room(group, gangs.blocks_needed(self._state, gang), now)
 
     def _leads(self, sequence: Sequence) -> bool:
         return self._state.group_of(sequence).leader() is sequence
