@@ -26,6 +26,7 @@ from torch import Tensor
 from workloads import bench_160m
 
 from orcinus.bench.workloads import WORKLOADS, Job, warm_up, workload
+from orcinus.core.kv.tiers import OnDisk
 from orcinus.core.plan import IterationResult
 from orcinus.core.request import Request, SamplingParams, pack_tokens
 from orcinus.engine.build import engine_over, worker_config
@@ -33,10 +34,11 @@ from orcinus.engine.clock import MonotonicClock
 from orcinus.engine.config import engine_config
 from orcinus.engine.loop import Engine
 from orcinus.executor.inline import InlineExecutor
-from orcinus.kernels import AttentionBatch, AttentionSpec, KernelSet, PackedLinear
+from orcinus.kernels import AttentionBatch, AttentionSpec, KernelSet, LayerCall, PackedLinear
 from orcinus.kernels.select import select_kernels
 from orcinus.models.config import load_config
 from orcinus.models.decoder import Decoder
+from orcinus.models.quantized.recipes import RECIPES
 from orcinus.parallel import Place
 from orcinus.parallel.wiring import Links
 from orcinus.worker.build import LoadedWorker, Memory, WorkerConfig, WorkerDescription
@@ -70,6 +72,7 @@ class Record:
     clock: Callable[[], float] = time.perf_counter
     mark: float = 0.0
     between: str = "pack, embedding"
+    whole_layers: bool = False
 
     def gap(self, name: str) -> None:
         """All since the last mark went to `name`."""
@@ -93,6 +96,15 @@ class TimedKernels:
     def __init__(self, kernels: KernelSet, record: Record) -> None:
         self._kernels = kernels
         self._record = record
+
+    def taped(self, layers: Sequence[LayerCall]) -> tuple[LayerCall, ...]:
+        """Each kernel by itself, or whole layers."""
+        if not self._record.whole_layers:
+            return tuple(layers)
+        return tuple(self._timed_layer(layer) for layer in self._kernels.taped(layers))
+
+    def _timed_layer(self, layer: LayerCall) -> LayerCall:
+        return lambda x, batch, kv: self._record.call("layer", lambda: layer(x, batch, kv), 0, 0)
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._kernels, name)
@@ -152,10 +164,12 @@ class TimedWorkers:
         device, dtype, folder = torch.device("cpu"), getattr(torch, config.dtype), Path(config.model)
         kernels, _ = select_kernels(config.kernels, device, dtype)
         timed: Any = TimedKernels(kernels, record)
-        model = Decoder.load(folder, load_config(folder), dtype=dtype, device=device, kernels=timed)
+        recipe = RECIPES[config.quantization] if config.quantization else None
+        model = Decoder.load(folder, load_config(folder), dtype=dtype, device=device, kernels=timed, recipe=recipe)
         record.names = {id(product): name for name, product in _products(model)}
         self._record = record
         self._loaded = LoadedWorker(config, Place(), Links(), model, timed, dtype, device)
+        self.on_disk = OnDisk()
         self.descriptions: list[WorkerDescription] = [self._loaded.description]
 
     def with_memory(self, memory: Memory) -> TimedExecutor:
@@ -231,14 +245,22 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--quantization", choices=list(RECIPES))
+    parser.add_argument("--whole-layers", action="store_true", help="as they run: several kernels in one call")
     parser.add_argument("--lookahead", type=int, default=0)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="on a busy machine, processor says more")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     model = arguments.model or bench_160m(Path(tempfile.gettempdir()) / "orcinus-bench")
-    options = {"model": str(model), "dtype": arguments.dtype, "threads": arguments.threads, "kv_cache_gib": 1.0}
+    options: dict[str, Any] = {
+        "model": str(model),
+        "dtype": arguments.dtype,
+        "threads": arguments.threads,
+        "kv_cache_gib": 1.0,
+    }
+    options["quantization"] = arguments.quantization
     config, clock, record = engine_config({**options, "lookahead": arguments.lookahead}), MonotonicClock(), Record()
-    record.clock = CLOCKS[arguments.clock]
+    record.clock, record.whole_layers = CLOCKS[arguments.clock], arguments.whole_layers
     engine, _ = engine_over(TimedWorkers(worker_config(config), record), config, clock)
     bandwidth, rate = read_rate(), product_rate()
     print(f"{arguments.threads} threads: {bandwidth / 1e9:.1f} GB/s read, {rate / 1e9:.0f} GFLOP/s")

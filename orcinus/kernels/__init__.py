@@ -6,6 +6,7 @@ many other rows came along, nor on how a prompt was cut into chunks, nor on the 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -62,6 +63,10 @@ class PackedLinear:
     data: Any
     bias: Tensor | None
     bits: int | None = None
+
+
+# A layer: x [tokens, hidden], the batch, its keys and values → [tokens, hidden].
+LayerCall = Callable[[Tensor, AttentionBatch, tuple[Tensor, Tensor]], Tensor]
 
 
 class KernelSet(Protocol):
@@ -124,4 +129,8 @@ class KernelSet(Protocol):
 
         Sums over keys go in an order fixed by absolute position.
         """
+        ...
+
+    def taped(self, layers: Sequence[LayerCall]) -> tuple[LayerCall, ...]:
+        """The same layers, run one after the other with as few steps in Python as these kernels know how."""
         ...

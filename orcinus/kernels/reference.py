@@ -9,14 +9,14 @@ scalar tail of a tensor, so a value's bits would depend on its offset.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orcinus.kernels import Activation, AttentionBatch, AttentionSpec, PackedLinear
+from orcinus.kernels import Activation, AttentionBatch, AttentionSpec, LayerCall, PackedLinear
 from orcinus.kernels.quantized import QuantizedWeight
 
 # Keys summed at a time in attention; tiles begin at multiples of this position.
@@ -123,6 +123,10 @@ class ReferenceKernels:
         keys[blocks, :, offsets] = k
         values[blocks, :, offsets] = v
         return q
+
+    def taped(self, layers: Sequence[LayerCall]) -> tuple[LayerCall, ...]:
+        """The same: there is no shorter way."""
+        return tuple(layers)
 
     def attention(self, q: Tensor, keys: Tensor, values: Tensor, batch: AttentionBatch, spec: AttentionSpec) -> Tensor:
         """Attention of q [tokens, heads, head_dim] over each row's own sequence → [tokens, heads · head_dim].

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from orcinus.core.request import PoolingType
-from orcinus.kernels import AttentionBatch, KernelSet
+from orcinus.kernels import AttentionBatch, KernelSet, LayerCall
 from orcinus.kernels.check import check_batch_invariance, check_quantized
 from orcinus.kernels.reference import ReferenceKernels
 from orcinus.models import ModelShape
@@ -35,6 +35,7 @@ class Decoder:
             and the rotary table.
         weights_revision: `Checkpoint.revision`.
         recipe: what was quantised at load.
+        layers: the body's, as they run.
     """
 
     config: ModelConfig
@@ -47,6 +48,7 @@ class Decoder:
     weight_bytes: int
     weights_revision: str
     recipe: Recipe | None
+    layers: tuple[LayerCall, ...]
 
     @classmethod
     def load(
@@ -85,9 +87,12 @@ class Decoder:
         tables = {rotary: rotary.table(config.max_positions, device) for rotary in rotaries}
         body = Assembler(builder, config, kernels, prefix, tables, slices).body()
         held_bytes = builder.held_bytes + sum(table.nbytes for table in tables.values())
+        # What ranks tell each other can't be on tape.
+        layers = kernels.taped(body.layers) if slices.group.size == 1 else body.layers
         return cls(
-            config, kernels, slices, body, dtype, device, headers.num_elements, held_bytes, checkpoint.revision, recipe
-        )
+            config, kernels, slices, body, dtype, device, headers.num_elements, held_bytes, checkpoint.revision, recipe,
+            layers,
+        )  # fmt: skip
 
     @property
     def shape(self) -> ModelShape:
@@ -146,7 +151,7 @@ class Decoder:
             assert self.body.embedding is not None, "later stages go on from hidden states"
             hidden = self.body.embedding(tokens, batch.positions, segments)
         x = hidden
-        for layer, layer_kv in zip(self.body.layers, kv, strict=True):
+        for layer, layer_kv in zip(self.layers, kv, strict=True):
             x = layer(x, batch, layer_kv)
             if on_progress is not None:
                 on_progress()

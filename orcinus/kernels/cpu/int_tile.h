@@ -80,7 +80,7 @@ constexpr int64_t INT_PANEL = INT_VECTORS * W;  // output columns side by side
 // [column], then zeros [column] or none.
 template <int BITS>
 struct CodeGroup {
-    static constexpr int64_t MIDDLE = BITS == 8 ? 128 : 8;  // the zero of symmetric codes
+    static constexpr int32_t MIDDLE = BITS == 8 ? 128 : 8;  // the zero of symmetric codes
     static constexpr int64_t STEP = BITS == 8 ? 4 : 8;      // elements of k in a line of codes
     const uint8_t* codes;
     const float* scales;
@@ -114,19 +114,34 @@ struct Chunk {
     int64_t index, k, begin, end, length;
 };
 
+// Bytes are fetched so far ahead where memory sets the pace; a panel's codes and scales lie in one piece. Nibbles take long
+// enough to unpack that the processor's own guesses keep up.
+constexpr int64_t CODES_SOON = 2048;
+
+inline __attribute__((always_inline)) void fetch_soon(const void* line) {
+    for (int64_t byte = 0; byte < 4 * INT_PANEL; byte += 64)
+        _mm_prefetch(static_cast<const char*>(line) + CODES_SOON + byte, _MM_HINT_T1);
+}
+
 // For R rows of x: wholes[R][INT_PANEL] are the integer sums of the group's earlier chunks, and take this one's; the last
 // one makes sums[R][INT_PANEL] += scale · (x's scale) · Σ (code − zero) · (x's code).
 template <int BITS, int R>
-inline void group_tile_of(const CodeGroup<BITS>& group, const ByteRows& x, const Chunk& chunk, int32_t* wholes, float* sums) {
-    Ints sum[R][INT_VECTORS];
+inline void group_tile_of(const CodeGroup<BITS>& group, const ByteRows& x, const Chunk& chunk, int32_t* wholes, float* sums,
+                          bool fetches) {
+    // What codes count from is taken off beforehand where it is the same for all.
+    Ints sum[R][INT_VECTORS], start[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+        start[r] = splat_int(group.zeros == nullptr ? -CodeGroup<BITS>::MIDDLE * x.sums[r * x.groups + chunk.index] : 0);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < INT_VECTORS; v++) sum[r][v] = chunk.begin == 0 ? no_ints() : load_ints(wholes + r * INT_PANEL + v * W);
+        for (int v = 0; v < INT_VECTORS; v++) sum[r][v] = chunk.begin == 0 ? start[r] : load_ints(wholes + r * INT_PANEL + v * W);
     const uint8_t* line = group.codes + chunk.begin / CodeGroup<BITS>::STEP * 4 * INT_PANEL;
     const Ints low = splat_int(0x0f0f0f0f);
     const int8_t* left = x.codes + chunk.k + chunk.begin;
     for (const int8_t* end = x.codes + chunk.k + chunk.end; left < end; left += CodeGroup<BITS>::STEP, line += 4 * INT_PANEL) {
+        if (BITS == 8 && fetches) fetch_soon(line);
 #pragma GCC unroll 2
         for (int half = 0; half < CodeGroup<BITS>::STEP / 4; half++) {
             Ints right[INT_VECTORS];
@@ -150,13 +165,15 @@ inline void group_tile_of(const CodeGroup<BITS>& group, const ByteRows& x, const
             for (int v = 0; v < INT_VECTORS; v++) store_ints(wholes + r * INT_PANEL + v * W, sum[r][v]);
         return;
     }
+    if (BITS == 8 && fetches) fetch_soon(group.scales);
 #pragma GCC unroll 4
     for (int v = 0; v < INT_VECTORS; v++) {
         const Vec scale = load(group.scales + v * W);
-        const Ints zero = group.zeros == nullptr ? splat_int(CodeGroup<BITS>::MIDDLE) : load_bytes(group.zeros + v * W);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-            const Ints whole = sub_ints(sum[r][v], mul_ints(zero, splat_int(x.sums[r * x.groups + chunk.index])));
+            Ints whole = sum[r][v];
+            if (group.zeros != nullptr)
+                whole = sub_ints(whole, mul_ints(load_bytes(group.zeros + v * W), splat_int(x.sums[r * x.groups + chunk.index])));
             float* to = sums + r * INT_PANEL + v * W;
             store(to, fma(to_floats(whole), mul(scale, splat(x.scales[r * x.groups + chunk.index])), load(to)));
         }
@@ -164,16 +181,17 @@ inline void group_tile_of(const CodeGroup<BITS>& group, const ByteRows& x, const
 }
 
 template <int BITS>
-void group_tile(int64_t rows, const CodeGroup<BITS>& group, const ByteRows& x, const Chunk& chunk, int32_t* wholes, float* sums) {
+void group_tile(int64_t rows, const CodeGroup<BITS>& group, const ByteRows& x, const Chunk& chunk, int32_t* wholes, float* sums,
+                bool fetches) {
     switch (rows) {
-        case 1: return group_tile_of<BITS, 1>(group, x, chunk, wholes, sums);
+        case 1: return group_tile_of<BITS, 1>(group, x, chunk, wholes, sums, fetches);
 #if defined(__AVX512F__)
-        case 2: return group_tile_of<BITS, 2>(group, x, chunk, wholes, sums);
-        case 3: return group_tile_of<BITS, 3>(group, x, chunk, wholes, sums);
-        case 4: return group_tile_of<BITS, 4>(group, x, chunk, wholes, sums);
-        case 5: return group_tile_of<BITS, 5>(group, x, chunk, wholes, sums);
+        case 2: return group_tile_of<BITS, 2>(group, x, chunk, wholes, sums, fetches);
+        case 3: return group_tile_of<BITS, 3>(group, x, chunk, wholes, sums, fetches);
+        case 4: return group_tile_of<BITS, 4>(group, x, chunk, wholes, sums, fetches);
+        case 5: return group_tile_of<BITS, 5>(group, x, chunk, wholes, sums, fetches);
 #endif
-        default: return group_tile_of<BITS, INT_ROWS>(group, x, chunk, wholes, sums);
+        default: return group_tile_of<BITS, INT_ROWS>(group, x, chunk, wholes, sums, fetches);
     }
 }
 

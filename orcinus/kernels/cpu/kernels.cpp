@@ -3,6 +3,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <utility>
+
 #include "attention.h"
 #include "attention_pairs.h"
 #include "linear.h"
@@ -218,3 +220,66 @@ int32_t orcinus_enable() {
 
 }  // extern "C"
 #pragma GCC visibility pop
+
+namespace {
+
+// One call of a tape: which of STEPS, and its arguments, each in 8 bytes.
+struct Call {
+    int64_t step, arguments[20];
+};
+
+// An argument that differs from replay to replay: fields[field] times `factor`.
+struct Change {
+    int64_t call, argument, field, factor;
+};
+
+template <class A>
+A argument_of(int64_t bits) {
+    if constexpr (std::is_pointer_v<A>)
+        return reinterpret_cast<A>(bits);
+    else if constexpr (std::is_same_v<A, float>) {
+        float value;
+        std::memcpy(&value, &bits, sizeof(value));
+        return value;
+    } else
+        return static_cast<A>(bits);
+}
+
+template <class Result, class... A, size_t... I>
+int32_t call(Result (*function)(A...), const int64_t* arguments, std::index_sequence<I...>) {
+    if constexpr (std::is_void_v<Result>)
+        return function(argument_of<A>(arguments[I])...), OK;
+    else
+        return function(argument_of<A>(arguments[I])...);
+}
+
+template <class Result, class... A>
+int32_t call(Result (*function)(A...), const int64_t* arguments) {
+    return call(function, arguments, std::index_sequence_for<A...>{});
+}
+
+template <auto FUNCTION>
+int32_t step(const int64_t* arguments) {
+    return call(FUNCTION, arguments);
+}
+
+using Step = int32_t (*)(const int64_t*);
+// In the order of recording.py.
+constexpr Step STEPS[] = {
+    step<orcinus_linear>, step<orcinus_quantized_linear>, step<orcinus_rms_norm>, step<orcinus_layer_norm>,
+    step<orcinus_add>,    step<orcinus_activate>,         step<orcinus_place>,    step<orcinus_attention>,
+};
+
+}  // namespace
+
+// The calls of a tape one after the other; stops at one that fails, with its status.
+extern "C" __attribute__((visibility("default"))) int32_t orcinus_replay(Call* calls, int64_t count, const Change* changes,
+                                                                         int64_t num_changes, const int64_t* fields) {
+    for (int64_t i = 0; i < num_changes; i++) {
+        const Change& change = changes[i];
+        calls[change.call].arguments[change.argument] = fields[change.field] * change.factor;
+    }
+    for (int64_t i = 0; i < count; i++)
+        if (const int32_t status = STEPS[calls[i].step](calls[i].arguments); status != OK) return status;
+    return OK;
+}

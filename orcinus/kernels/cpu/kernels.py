@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import c_float, c_int32, c_int64, c_void_p
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from orcinus.errors import ConfigurationError, PlanError
-from orcinus.kernels import Activation, AttentionBatch, AttentionSpec, PackedLinear
+from orcinus.kernels import Activation, AttentionBatch, AttentionSpec, LayerCall, PackedLinear
 from orcinus.kernels.cpu.library import NativeBuildError, load, runnable
 from orcinus.kernels.cpu.quantized import PackedCodes, pack_codes
+from orcinus.kernels.cpu.recording import Notes
+from orcinus.kernels.cpu.tape import taped
 from orcinus.kernels.quantized import QuantizedWeight
 
 # Grows with whatever changes a block's layout or a row's bits: fingerprints name it, and nobody reads another's KV.
@@ -37,6 +40,7 @@ _SIGNATURES: dict[str, tuple[type | None, str]] = {
     "orcinus_place": (c_int32, "ipppiiiiippiipppiiii"),
     "orcinus_attention": (c_int32, "ippiippipppiip"),
     "orcinus_enable": (c_int32, ""),
+    "orcinus_replay": (c_int32, "pipip"),
 }
 _ARGUMENT_TYPES = {"i": c_int64, "f": c_float, "p": c_void_p}
 
@@ -56,7 +60,8 @@ class _AttentionLayer(ctypes.Structure):
     )
 
 
-@lru_cache(maxsize=1024)
+# Kept for good: tapes hold their addresses.
+@cache
 def _attention_layer(spec: AttentionSpec, block_size: int) -> _AttentionLayer:
     return _AttentionLayer(
         spec.num_heads, spec.num_kv_heads, spec.head_dim, block_size, spec.causal, spec.window or 0, spec.scale,
@@ -82,6 +87,8 @@ class CpuKernels:
         self.isa = isa or offered[0]
         self.name = f"cpu{_REVISION}-{self.isa}"
         self._library = load(self.isa)
+        # What layers call: the library, but while a tape is made of them.
+        self._calls: ctypes.CDLL | Notes = self._library
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self._library, name)
             function.restype, function.argtypes = result, [_ARGUMENT_TYPES[a] for a in arguments]
@@ -122,7 +129,7 @@ class CpuKernels:
         x = _unit_stride(x)
         rows = x.shape[0]
         out = torch.empty(rows, packed.out_features, dtype=dtype)
-        self._library.orcinus_linear(
+        self._calls.orcinus_linear(
             _code(x.dtype), _code(dtype), x.data_ptr(), weights.data_ptr(), _address(packed.bias), rows,
             packed.in_features, packed.out_features, x.stride(0), out.data_ptr(),
         )  # fmt: skip
@@ -134,7 +141,7 @@ class CpuKernels:
             raise ConfigurationError(f"no product of {list(x.shape)} with a weight of {weight}")
         x = _unit_stride(x)
         out = torch.empty(x.shape[0], packed.out_features, dtype=dtype)
-        self._library.orcinus_quantized_linear(
+        self._calls.orcinus_quantized_linear(
             codes.form_address, _code(x.dtype), _code(dtype), x.data_ptr(), codes.data.data_ptr(),
             _address(packed.bias), x.shape[0], x.stride(0), out.data_ptr(),
         )  # fmt: skip
@@ -144,7 +151,7 @@ class CpuKernels:
         """RMS norm over the last axis, computed in float32, in x's dtype. Any leading shape."""
         rows, stride, x = _rows(x)
         out = torch.empty(x.shape, dtype=x.dtype)
-        self._library.orcinus_rms_norm(
+        self._calls.orcinus_rms_norm(
             _code(x.dtype), _code(weight.dtype), x.data_ptr(), weight.data_ptr(), eps, rows, x.shape[-1], stride,
             out.data_ptr(),
         )  # fmt: skip
@@ -155,7 +162,7 @@ class CpuKernels:
         rows, stride, x = _rows(x)
         out = torch.empty(x.shape, dtype=x.dtype)
         shift = None if bias is None else bias.to(weight.dtype)
-        self._library.orcinus_layer_norm(
+        self._calls.orcinus_layer_norm(
             _code(x.dtype), _code(weight.dtype), x.data_ptr(), weight.data_ptr(), _address(shift), eps, rows,
             x.shape[-1], stride, out.data_ptr(),
         )  # fmt: skip
@@ -166,7 +173,7 @@ class CpuKernels:
         x, y = x.contiguous(), y.contiguous()
         assert (x.shape, x.dtype) == (y.shape, y.dtype), "read as one run of elements"
         out = torch.empty(x.shape, dtype=x.dtype)
-        self._library.orcinus_add(_code(x.dtype), x.data_ptr(), y.data_ptr(), x.numel(), out.data_ptr())
+        self._calls.orcinus_add(_code(x.dtype), x.data_ptr(), y.data_ptr(), x.numel(), out.data_ptr())
         return out
 
     def gated(self, x: Tensor, activation: Activation) -> Tensor:
@@ -179,7 +186,7 @@ class CpuKernels:
 
     def _activate(self, x: Tensor, activation: Activation, out: Tensor, gate: int) -> Tensor:
         rows, stride, x = _rows(x)
-        self._library.orcinus_activate(
+        self._calls.orcinus_activate(
             _code(x.dtype), _ACTIVATION_CODES[activation], gate, x.data_ptr(), rows, x.shape[-1], stride, out.data_ptr()
         )
         return out
@@ -198,7 +205,7 @@ class CpuKernels:
         tokens, heads, head_dim = q.shape
         keys, values = kv
         num_positions, _, half = (0, 0, 0) if cos_sin is None else cos_sin.shape
-        status = self._library.orcinus_place(
+        status = self._calls.orcinus_place(
             _code(k.dtype), q.data_ptr(), k.data_ptr(), v.data_ptr(), q.stride(0), k.stride(0), v.stride(0), heads,
             k.shape[1], batch.positions.data_ptr(), _address(cos_sin), num_positions, half, batch.slots.data_ptr(),
             keys.data_ptr(), values.data_ptr(), keys.shape[0], keys.shape[2], tokens, head_dim,
@@ -222,7 +229,7 @@ class CpuKernels:
         out = torch.empty(tokens, spec.num_heads * spec.head_dim, dtype=q.dtype)
         layer = _attention_layer(spec, keys.shape[2])
         tables = batch.block_tables
-        status = self._library.orcinus_attention(
+        status = self._calls.orcinus_attention(
             _code(q.dtype), ctypes.addressof(layer), q.data_ptr(), q.stride(0), tokens, keys.data_ptr(),
             values.data_ptr(), keys.shape[0], batch.query_starts.data_ptr(), batch.context_lengths.data_ptr(),
             tables.data_ptr(), tables.shape[0], tables.shape[1], out.data_ptr(),
@@ -230,6 +237,14 @@ class CpuKernels:
         if status != 0:
             raise PlanError("attention: lengths or block tables contradict each other or the KV tensors")
         return out
+
+    def taped(self, layers: Sequence[LayerCall]) -> tuple[LayerCall, ...]:
+        """The same layers; a small batch goes through each of them in one native call."""
+
+        def call_through(calls: ctypes.CDLL | Notes) -> None:
+            self._calls = calls
+
+        return taped(layers, self._library, call_through)
 
 
 def _code(dtype: torch.dtype) -> int:
