@@ -40,7 +40,7 @@ RANDOM_TESTS = "not lives and not Machine and not algorithm_1 and not surrogates
 Planted = tuple[str, str, str]
 LIVES = """
 import resource, signal, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(":")
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[4]),) * 2)
 def stop(*_):
     raise TimeoutError("no end")
@@ -104,7 +104,8 @@ class Bench:
         return Verdict(name, by, detail, round(time.monotonic() - begin, 1))
 
     def _by_seeds(self, seeds: int) -> tuple[str, str]:
-        code = [sys.executable, "-c", LIVES, str(ROOT / "tests" / "simulation")]
+        rooms = [str(ROOT / "tests" / room) for room in ("simulation", "core")]
+        code = [sys.executable, "-c", LIVES, ":".join(rooms)]
         try:
             run = self._run([*code, str(seeds), str(LIFE_SECONDS), str(MEMORY)], 300)
         except subprocess.TimeoutExpired:

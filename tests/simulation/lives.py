@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from closed_form import EOS, VOCAB, Trouble
 
 from orcinus.core.config import SchedulerConfig
 from orcinus.core.plan import NUMERICAL_ERROR
 from orcinus.core.policy import POLICIES
-from orcinus.core.request import FinishReason, Pooling, Request, SamplingParams, ServiceClass, pack_tokens
+from orcinus.core.request import BeamSearch, FinishReason, Pooling, Request, SamplingParams, ServiceClass, pack_tokens
 
 FAMILIES = 2
 
@@ -19,7 +20,8 @@ FAMILIES = 2
 class Arrive:
     """A client asks something. The prompt begins with `shared` tokens of its family's, the rest is its own.
 
-    `follows`: instead, it goes on where an earlier request stands, as a chat does.
+    `follows`: instead, it goes on where an earlier request stands, as a chat does. `width`: so many beams search for the
+    `n` answers; 0 for none, then they are drawn.
     """
 
     number: int
@@ -42,6 +44,9 @@ class Arrive:
     patience: float | None = None
     pooling: str = ""
     follows: int | None = None
+    width: int = 0
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
 
     def prompt(self) -> list[int]:
         """Its tokens."""
@@ -72,7 +77,12 @@ class Arrive:
             adapter=self.adapter,
             deadline=None if self.patience is None else now + self.patience,
             pooling=Pooling(type="last", whole=self.pooling == "whole") if self.pooling else None,
+            beams=self._search(),
         )
+
+    def _search(self) -> BeamSearch | None:
+        early, penalty = self.early_stopping, self.length_penalty
+        return BeamSearch(width=self.width, length_penalty=penalty, early_stopping=early) if self.width else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +243,7 @@ class _Draw:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._arrived = 0
+        self._searches = rng.choice([0.0, 0.1, 0.1, 0.7])
         # Lives of one tenant, of plain requests and so on come up often enough.
         self._tenants = rng.choice([[""], ["", "a"], ["", "a", "b"]])
         self._salts = rng.choice([[""], ["", "s"]])
@@ -281,7 +292,10 @@ class _Draw:
             ignore_eos=rng.random() < self._ignores,
             follows=rng.randrange(1 << 16) if rng.random() < 0.2 else None,
         )
-        return plain if self._plain else self._adorn(plain)
+        if self._plain:
+            return plain
+        adorned = self._adorn(plain)
+        return self._searching(adorned) if rng.random() < self._searches else adorned
 
     def _adorn(self, plain: Arrive) -> Arrive:
         rng = self._rng
@@ -297,6 +311,17 @@ class _Draw:
             prompt_logprobs=rng.random() < 0.15,
             patience=rng.choice([0.0, 0.005, 0.05, 5.0]) if rng.random() < 0.12 else None,
             pooling=rng.choice(["whole", "chunked"]) if rng.random() < 0.1 else "",
+        )
+
+    def _searching(self, adorned: Arrive) -> Arrive:
+        rng = self._rng
+        return replace(
+            adorned,
+            width=adorned.n + rng.choice([0, 0, 1, 2]),
+            length_penalty=rng.choice([1.0, 1.0, 0.0, -1.0, 2.0]),
+            early_stopping=rng.choice([False, False, True, "never"]),
+            pooling="",
+            prompt_logprobs=False,
         )
 
 
