@@ -18,8 +18,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
-sys.path[:0] = [str(TESTS / room) for room in ("simulation", "core")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "core"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "simulation"))
 
 from lives import Life
 from shrink import Shrunk, failure_of, made_plainer, shrink

@@ -20,8 +20,8 @@ FAMILIES = 2
 class Arrive:
     """A client asks something. The prompt begins with `shared` tokens of its family's, the rest is its own.
 
-    `follows`: instead, it goes on where an earlier request stands, as a chat does. `width`: so many beams search for the
-    `n` answers; 0 for none, then they are drawn.
+    `follows`: instead, it goes on where an earlier request stands, as a chat does. `width`: of the search for the `n`
+    answers; 0 for none, then they are drawn.
     """
 
     number: int
@@ -174,11 +174,12 @@ class Life:
     def of(cls, seed: int) -> Life:
         """The life of this seed, the same each time."""
         rng = random.Random(seed)
-        config = draw_config(rng)
+        longest = rng.choice([4, 8, 10, 30])
+        config = draw_config(rng, longest)
         weights = draw_weights(rng)
         kinds = rng.choices(list(weights), list(weights.values()), k=rng.choice([10, 30, 60, 60, 120]))
         kinds = ["arrive"] * rng.choice([0, 2, 4, 8]) + kinds
-        draw = _Draw(rng)
+        draw = _Draw(rng, longest)
         return cls(seed, config, tuple(draw.event(kind) for kind in kinds))
 
     def cut(self, keep: list[int]) -> Life:
@@ -186,12 +187,14 @@ class Life:
         return replace(self, events=tuple(self.events[at] for at in keep))
 
 
-def draw_config(rng: random.Random) -> SchedulerConfig:
-    """Small, so that everything runs out all the time."""
-    max_batch_size = rng.choice([1, 2, 3, 4, 8])
+def draw_config(rng: random.Random, longest: int) -> SchedulerConfig:
+    """Small, so that everything runs out all the time: also beside prompts and answers of `longest` tokens."""
+    max_batch_size = rng.choice([1, 2, 3, 4, 8, 8])
     caching = rng.random() < 0.75
     block_size = rng.choice([1, 1, 2, 2, 4, 16])
-    blocks = rng.choice([rng.randint(1, 8), rng.randint(4, 20), rng.randint(8, 30), rng.randint(8, 64), 64])
+    # So many that each fits alone and few fit together; or any number, from hardly any to plenty.
+    few = rng.randint(2 * longest, 5 * longest) // block_size + 1
+    blocks = rng.choice([few, few, few, rng.randint(1, 8), rng.randint(4, 20), rng.randint(8, 64), 64])
     return SchedulerConfig(
         # At the least, a prompt of one token and its answer of one fit.
         num_blocks=max(blocks, 2 if block_size == 1 else 1),
@@ -240,7 +243,7 @@ def draw_weights(rng: random.Random) -> dict[str, float]:
 class _Draw:
     """Draws events. What they refer to is drawn as a number, and means something only when they happen."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, longest: int) -> None:
         self._rng = rng
         self._arrived = 0
         self._searches = rng.choice([0.0, 0.1, 0.1, 0.7])
@@ -249,7 +252,7 @@ class _Draw:
         self._salts = rng.choice([[""], ["", "s"]])
         self._adapters = rng.choice([[""], [""], ["", "x"]])
         self._plain = rng.random() < 0.3
-        self._longest = rng.choice([4, 8, 10, 30])
+        self._longest = longest
         self._ignores = rng.choice([0.0, 0.3, 1.0])
 
     def event(self, kind: str) -> Event:

@@ -213,7 +213,7 @@ def _has_its_share(world: World, plan: IterationPlan | None, before: Before) -> 
 
 
 def due_tokens(world: World, result: IterationResult) -> Due:
-    """I9: the sampled tokens that have to be delivered: of whoever lives and didn't fail. A search speaks at its end."""
+    """I9: the sampled tokens that have to be delivered: of whoever lives and didn't fail, and doesn't search."""
     sequences = world.sequences()
     failed = {sequences[f.seq_id].request.request_id for f in result.failures if f.seq_id in sequences}
     due: Due = {}
