@@ -150,8 +150,7 @@ def planted(package: Path) -> Iterator[Planted]:
             found = {bug.file: found[bug.file]}
         file, source = next(iter(found.items()), ("", ""))
         if len(found) != 1 or source.count(bug.old) != 1:
-            print(f"STALE, found in {len(found)} files: {name}", file=sys.stderr)
-            continue
+            raise SystemExit(f"the code has moved on, and this isn't there once: {name}")
         yield name, file, source.replace(bug.old, bug.new)
 
 
@@ -197,10 +196,8 @@ def resumed(out: Path | None) -> dict[str, Verdict]:
 def report(verdicts: list[Verdict]) -> int:
     """A table; the exit code."""
     counts = Counter(verdict.by for verdict in verdicts)
-    caught = len(verdicts) - counts["nothing"]
-    print(
-        f"{len(verdicts)} bugs, {caught} caught: {counts['seeds']} by seeds, {counts['tests'] + counts['leaps']} by tests"
-    )
+    caught, by_tests = len(verdicts) - counts["nothing"], counts["tests"] + counts["leaps"]
+    print(f"{len(verdicts)} bugs, {caught} caught: {counts['seeds']} by seeds, {by_tests} by tests")
     for verdict in verdicts:
         if verdict.by != "seeds":
             print(f"{verdict.by:8}{verdict.name}  {verdict.detail}")

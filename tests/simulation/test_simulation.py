@@ -106,6 +106,18 @@ def first_failing(start=0):
     )
 
 
+@pytest.mark.slow
+def test_the_planted_bugs_have_their_places():
+    """Code moves on; a bug whose text is gone would be planted nowhere, and caught by nobody."""
+    run = subprocess.run(
+        [sys.executable, str(TOOL.with_name("mutants.py")), "planted", "--minutes", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+
+
 def test_a_failing_life_is_cut_down_to_what_matters(monkeypatch):
     forget_the_pins(monkeypatch)
     life, failure = first_failing()
