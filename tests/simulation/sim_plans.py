@@ -141,11 +141,18 @@ def check_decision(world: World, before: Before, decision: Decision) -> None:
     assert not late, "I21: a deadline has passed, and nobody was told"
     _check_overtaking(world, before)
     if isinstance(decision, Submit):
-        planned = {work.seq_id for work in decision.plan.work}
-        assert all(gang <= planned or not gang & planned for gang in before.gangs), "beams don't go together"
+        _check_gangs(world, decision.plan, before.gangs)
     if has_room and world.journal.counts["Preempted"] == before.num_preempted:
         plan = decision.plan if isinstance(decision, Submit) else None
         _check_nobody_idles(world, plan, before)
+
+
+def _check_gangs(world: World, plan: IterationPlan, gangs: list[set[int]]) -> None:
+    """Beams go together or not at all; but for those that were preempted in this very pass and begin anew."""
+    planned, sequences = {work.seq_id for work in plan.work}, world.sequences()
+    for gang in gangs:
+        still = all(sequences[seq_id].num_computed == sequences[seq_id].num_tokens - 1 for seq_id in gang)
+        assert not still or gang <= planned or not gang & planned, "I18: beams don't go together"
 
 
 def _check_overtaking(world: World, before: Before) -> None:
