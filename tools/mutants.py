@@ -38,6 +38,17 @@ LIFE_SECONDS, MEMORY = 3, 3 << 30
 SLOW_TESTS = ("test_credit.py", "test_credit_under_load.py", "test_quarantine.py")
 # Random lives of the tests' own would only repeat the ones here.
 RANDOM_TESTS = "not lives and not Machine and not algorithm_1 and not surrogates and not is_pure"
+# Who most likely notices comes first: by the beginning of a file's name.
+NEAREST = {
+    "kv/": ["kv", "test_prefix.py"],
+    "policy/": ["test_policies.py", "test_deadline.py"],
+    "victims": ["test_policies.py", "test_beams.py"],
+    "pace": ["test_pace.py", "test_deadline.py"],
+    "shares": ["test_shares.py"],
+    "draft": ["test_shares.py", "test_scheduler.py"],
+    "beams": ["test_beams.py"],
+    "gang": ["test_beams.py"],
+}
 # No life leaps: the twin's own runs do, and are compared with those that don't.
 LEAPS, LEAP_TESTS = "leap.py", "tests/simulate/test_leaps.py"
 Planted = tuple[str, str, str]
@@ -92,7 +103,7 @@ class Bench:
         shutil.copytree(self._package / "core", self.core, ignore=shutil.ignore_patterns("__pycache__"))
         (self.core / file).write_text(source)
         begin = time.monotonic()
-        nets = [self._by_leaps] if file == LEAPS else [self._by_few, self._by_tests, self._by_all]
+        nets = [self._by_leaps] if file == LEAPS else [self._by_few, lambda: self._by_tests(file), self._by_all]
         by, detail = next((found for net in nets if (found := net())[0] != "nothing"), ("nothing", ""))
         return Verdict(name, by, detail, round(time.monotonic() - begin, 1))
 
@@ -117,9 +128,11 @@ class Bench:
     def _by_leaps(self) -> tuple[str, str]:
         return self._by_pytest("leaps", [LEAP_TESTS])
 
-    def _by_tests(self) -> tuple[str, str]:
+    def _by_tests(self, file: str) -> tuple[str, str]:
+        first = next((names for start, names in NEAREST.items() if file.startswith(start)), [])
+        paths = [*(f"tests/core/{name}" for name in first), "tests/core"]
         ignored = [f"--ignore=tests/core/{name}" for name in SLOW_TESTS]
-        return self._by_pytest("tests", ["tests/core", "-m", "not slow", "-k", RANDOM_TESTS, *ignored])
+        return self._by_pytest("tests", [*paths, "-m", "not slow", "-k", RANDOM_TESTS, *ignored])
 
     def _by_pytest(self, by: str, chosen: list[str]) -> tuple[str, str]:
         try:
