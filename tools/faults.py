@@ -188,11 +188,9 @@ class Server:
     def __init__(self, model: Path, options: Sequence[str] = ()) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (as long as the server lives)
         command = [sys.executable, "-m", "orcinus.cli", "serve", str(model), "--port", "0", "--threads", "1"]
-        self.process = subprocess.Popen(
-            [*command, "--kv-cache-gib", "0.05", "--max-batch-size", "32", "--max-queue-seconds", "600", *options],
-            stderr=self._log,
-            stdout=self._log,
-        )
+        usual = {"--kv-cache-gib": "0.05", "--max-batch-size": "32", "--max-queue-seconds": "600"}
+        command += [word for pair in usual.items() if pair[0] not in options for word in pair]
+        self.process = subprocess.Popen([*command, *options], stderr=self._log, stdout=self._log)
         self.url = self._wait_for_url()
 
     def _wait_for_url(self) -> str:

@@ -1,10 +1,11 @@
 """Does the net hold? Core with a bug in it, planted by hand or made by machine, must be caught by some simulated life.
 
     python tools/mutants.py planted
-    python tools/mutants.py machine --count 250 --minutes 25 --out mutants.json
+    python tools/mutants.py machine --count 260 --minutes 25 --out mutants.json
 
 Each bug goes into a copy of orcinus/core in a temporary folder. A tenth of `--seeds` lives run until one fails; if none
 does, tests/core has a try; then all of the lives. What is left are holes in the net, or changes that change nothing.
+With `--out` it goes on where it was stopped, and with `--again` it tries once more what nobody has caught.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,11 +37,24 @@ LEFT_OUT = {
 LIFE_SECONDS, MEMORY = 3, 3 << 30
 SLOW_TESTS = ("test_credit.py", "test_credit_under_load.py", "test_quarantine.py")
 # Random lives of the tests' own would only repeat the ones here.
-RANDOM_TESTS = "not lives and not Machine and not algorithm_1 and not surrogates"
+RANDOM_TESTS = "not lives and not Machine and not algorithm_1 and not surrogates and not is_pure"
+# Who most likely notices comes first: by the beginning of a file's name.
+NEAREST = {
+    "kv/": ["kv", "test_prefix.py"],
+    "policy/": ["test_policies.py", "test_deadline.py"],
+    "victims": ["test_policies.py", "test_beams.py"],
+    "pace": ["test_pace.py", "test_deadline.py"],
+    "shares": ["test_shares.py"],
+    "draft": ["test_shares.py", "test_scheduler.py"],
+    "beams": ["test_beams.py"],
+    "gang": ["test_beams.py"],
+}
+# No life leaps: the twin's own runs do, and are compared with those that don't.
+LEAPS, LEAP_TESTS = "leap.py", "tests/simulate/test_leaps.py"
 Planted = tuple[str, str, str]
 LIVES = """
 import resource, signal, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(":")
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[4]),) * 2)
 def stop(*_):
     raise TimeoutError("no end")
@@ -61,7 +75,7 @@ else:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How it went with one bug. `by`: seeds, tests, or nothing."""
+    """How it went with one bug. `by`: seeds, tests, leaps, or nothing."""
 
     name: str
     by: str
@@ -82,29 +96,26 @@ class Bench:
             if entry.name not in ("core", "__pycache__"):
                 (self.core.parent / entry.name).symlink_to(entry)
 
-    def by_few(self, bug: Planted) -> Verdict:
-        """Whether one of the first lives fails with this bug."""
-        return self._verdict(bug, lambda: self._by_seeds(self._seeds // 10))
-
-    def by_seeds(self, bug: Planted) -> Verdict:
-        """Whether any life fails with this bug."""
-        return self._verdict(bug, lambda: self._by_seeds(self._seeds))
-
-    def by_tests(self, bug: Planted) -> Verdict:
-        """Whether tests/core fail with it."""
-        return self._verdict(bug, self._by_tests)
-
-    def _verdict(self, bug: Planted, look: Callable[[], tuple[str, str]]) -> Verdict:
+    def verdict(self, bug: Planted) -> Verdict:
+        """Who catches it. A few lives first, for they are quick; many last, for they are slow."""
         name, file, source = bug
         shutil.rmtree(self.core, ignore_errors=True)
         shutil.copytree(self._package / "core", self.core, ignore=shutil.ignore_patterns("__pycache__"))
         (self.core / file).write_text(source)
         begin = time.monotonic()
-        by, detail = look()
+        nets = [self._by_leaps] if file == LEAPS else [self._by_few, lambda: self._by_tests(file), self._by_all]
+        by, detail = next((found for net in nets if (found := net())[0] != "nothing"), ("nothing", ""))
         return Verdict(name, by, detail, round(time.monotonic() - begin, 1))
 
+    def _by_few(self) -> tuple[str, str]:
+        return self._by_seeds(self._seeds // 10)
+
+    def _by_all(self) -> tuple[str, str]:
+        return self._by_seeds(self._seeds)
+
     def _by_seeds(self, seeds: int) -> tuple[str, str]:
-        code = [sys.executable, "-c", LIVES, str(ROOT / "tests" / "simulation")]
+        rooms = [str(ROOT / "tests" / room) for room in ("simulation", "core")]
+        code = [sys.executable, "-c", LIVES, ":".join(rooms)]
         try:
             run = self._run([*code, str(seeds), str(LIFE_SECONDS), str(MEMORY)], 300)
         except subprocess.TimeoutExpired:
@@ -114,17 +125,23 @@ class Bench:
         # It can't even be imported, or ran out of memory.
         return "seeds", (run.stdout.strip() or run.stderr.strip()[-200:]).removeprefix("KILLED ")
 
-    def _by_tests(self) -> tuple[str, str]:
+    def _by_leaps(self) -> tuple[str, str]:
+        return self._by_pytest("leaps", [LEAP_TESTS])
+
+    def _by_tests(self, file: str) -> tuple[str, str]:
+        first = next((names for start, names in NEAREST.items() if file.startswith(start)), [])
+        paths = [*(f"tests/core/{name}" for name in first), "tests/core"]
         ignored = [f"--ignore=tests/core/{name}" for name in SLOW_TESTS]
-        chosen = ["-m", "not slow", "-k", RANDOM_TESTS, *ignored]
-        command = [sys.executable, "-m", "pytest", "tests/core", "-x", "--tb=no", "-rf", *chosen]
+        return self._by_pytest("tests", [*paths, "-m", "not slow", "-k", RANDOM_TESTS, *ignored])
+
+    def _by_pytest(self, by: str, chosen: list[str]) -> tuple[str, str]:
         try:
-            run = self._run(command, 300)
+            run = self._run([sys.executable, "-m", "pytest", "-x", "--tb=no", "-rf", *chosen], 300)
         except subprocess.TimeoutExpired:
-            return "tests", "no end"
+            return by, "no end"
         if run.returncode == 0:
             return "nothing", ""
-        return "tests", next((line for line in run.stdout.splitlines() if line.startswith("FAILED")), "error")[:160]
+        return by, next((line for line in run.stdout.splitlines() if line.startswith("FAILED")), "error")[:160]
 
     def _run(self, command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
         # The current folder must not come before the one with the bug.
@@ -146,8 +163,7 @@ def planted(package: Path) -> Iterator[Planted]:
             found = {bug.file: found[bug.file]}
         file, source = next(iter(found.items()), ("", ""))
         if len(found) != 1 or source.count(bug.old) != 1:
-            print(f"STALE, found in {len(found)} files: {name}", file=sys.stderr)
-            continue
+            raise SystemExit(f"the code has moved on, and this isn't there once: {name}")
         yield name, file, source.replace(bug.old, bug.new)
 
 
@@ -165,29 +181,36 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=250, help="of the mutants that a machine makes")
     parser.add_argument("--seeds", type=int, default=500, help="lives that each has to survive")
     parser.add_argument("--minutes", type=float, default=60.0, help="start no more after so long")
-    parser.add_argument("--out", type=Path, help="the verdicts as JSON")
+    parser.add_argument("--out", type=Path, help="the verdicts as JSON, and those of earlier runs")
+    parser.add_argument("--again", action="store_true", help="try what survived an earlier run")
     parser.add_argument("--package", type=Path, default=ROOT / "orcinus", help="the package to break a copy of")
     args = parser.parse_args()
     bugs = list(planted(args.package) if args.kind == "planted" else machine_made(sources(args.package), args.count))
-    end, verdicts = time.monotonic() + 60 * args.minutes, dict[str, Verdict]()
+    end, verdicts = time.monotonic() + 60 * args.minutes, resumed(args.out)
+    left = [bug for bug in bugs if bug[0] not in verdicts or (args.again and verdicts[bug[0]].by == "nothing")]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), args.package.resolve(), args.seeds)
-        # A few lives first, for they are quick; many last, for they are slow.
-        for look in (bench.by_few, bench.by_tests, bench.by_seeds):
-            left = [bug for bug in bugs if bug[0] not in verdicts or verdicts[bug[0]].by == "nothing"]
-            for bug in tqdm(left, unit="bug", mininterval=5.0):
-                if time.monotonic() > end:
-                    break
-                verdicts[bug[0]] = look(bug)
-                if args.out is not None:
-                    args.out.write_text(json.dumps([asdict(verdict) for verdict in verdicts.values()], indent=1))
+        for bug in tqdm(left, unit="bug", mininterval=5.0):
+            if time.monotonic() > end:
+                break
+            verdicts[bug[0]] = bench.verdict(bug)
+            if args.out is not None:
+                args.out.write_text(json.dumps([asdict(verdict) for verdict in verdicts.values()], indent=1))
     return report(list(verdicts.values()))
+
+
+def resumed(out: Path | None) -> dict[str, Verdict]:
+    """By name, what an earlier run has found out."""
+    if out is None or not out.exists():
+        return {}
+    return {each["name"]: Verdict(**each) for each in json.loads(out.read_text())}
 
 
 def report(verdicts: list[Verdict]) -> int:
     """A table; the exit code."""
     counts = Counter(verdict.by for verdict in verdicts)
-    print(f"{len(verdicts)} bugs: {counts['seeds']} killed by seeds, {counts['tests']} by tests/core")
+    caught, by_tests = len(verdicts) - counts["nothing"], counts["tests"] + counts["leaps"]
+    print(f"{len(verdicts)} bugs, {caught} caught: {counts['seeds']} by seeds, {by_tests} by tests")
     for verdict in verdicts:
         if verdict.by != "seeds":
             print(f"{verdict.by:8}{verdict.name}  {verdict.detail}")

@@ -20,7 +20,7 @@ BUGS = (
     ),
     Bug(
         "results.py",
-        "is_sound=entry.sequence.seq_id not in failures",
+        "is_sound=not failures or entry.sequence.seq_id not in failures",
         "is_sound=True",
         "a failed row's KV is shared",
     ),
@@ -38,8 +38,8 @@ BUGS = (
     ),
     Bug(
         "state.py",
-        "            sequence.is_known = False\n        if sequence",
-        "        if sequence",
+        "            self.forget.append(sequence.seq_id)\n            sequence.is_known = False\n",
+        "            self.forget.append(sequence.seq_id)\n",
         "not stated anew",
     ),
     Bug(
@@ -104,14 +104,14 @@ BUGS = (
     ),
     Bug(
         "results.py",
-        "entry.sequence.is_finished or seq_id in in_vain:",
+        "entry.sequence.state is SequenceState.FINISHED or seq_id in in_vain:",
         "seq_id in in_vain:",
         "speaks after the end",
     ),
     Bug(
         "sequence.py",
-        "self.num_generated >= self.request.max_tokens",
-        "self.num_generated > self.request.max_tokens",
+        "FinishReason.LENGTH if generated >= self.max_tokens",
+        "FinishReason.LENGTH if generated > self.max_tokens",
         "one token more than was asked for",
     ),
     Bug(
@@ -128,8 +128,8 @@ BUGS = (
     ),
     Bug(
         "sequence.py",
-        "self.num_generated + self.num_pending < self",
-        "self.num_generated < self",
+        "self.num_prompt_tokens + self.num_pending < self",
+        "self.num_prompt_tokens < self",
         "look-ahead passes the limit",
     ),
     Bug(
@@ -212,8 +212,8 @@ BUGS = (
     ),
     Bug(
         "planner.py",
-        "            if sequence.state is SequenceState.RUNNING:\n                self._serve",
-        "            if True:\n                self._serve",
+        "if sequence.state is SequenceState.RUNNING and self._may_join",
+        "if self._may_join",
         "who was preempted in this pass runs in it",
     ),
     Bug(
@@ -227,5 +227,53 @@ BUGS = (
         "output.tokens[taken - 1] if reason is FinishReason.STOP else None",
         "output.tokens[taken - 1]",
         "every end is a stop token",
+    ),
+    Bug(
+        "gang.py",
+        "    if not entry.samples or not entry.is_current:\n",
+        "    if not entry.samples:\n",
+        "continuations of a beam that lost its KV count",
+    ),
+    Bug(
+        "gang.py",
+        "            state.release(sequence)\n            sequence.drop_kv()\n    for move",
+        "            pass\n    for move",
+        "a beam without continuation keeps its blocks",
+    ),
+    Bug(
+        "gang.py",
+        "        if not move.is_sampled:\n            state.restate(sequence)\n",
+        "",
+        "workers go on with the token that they took for the next",
+    ),
+    Bug(
+        "gang.py",
+        "    child.tokens = parent.tokens[:]\n    child",
+        "    child",
+        "a forked beam keeps its old tokens",
+    ),
+    Bug(
+        "state.py",
+        "            group.beams.withdraw()\n",
+        "            pass\n",
+        "what was offered before a preemption is offered twice",
+    ),
+    Bug(
+        "planner.py",
+        "len(gang) > draft.slots_left or ",
+        "",
+        "half of the beams go",
+    ),
+    Bug(
+        "beams.py",
+        "if each.token not in self._ends][:width]",
+        "][:width]",
+        "a beam goes on behind its end",
+    ),
+    Bug(
+        "config.py",
+        "config.max_running if request.beams is None else config.max_batch_size",
+        "config.max_running",
+        "more beams than fit one plan",
     ),
 )

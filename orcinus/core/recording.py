@@ -229,9 +229,18 @@ class Difference:
 
 
 def read(lines: Iterable[bytes]) -> Iterator[Record]:
-    """Decode a recording, one record a line."""
-    decoder = msgspec.json.Decoder(Record)
-    return (decoder.decode(line) for line in lines if line.strip())
+    """Decode a recording, one record a line. The last one may be cut off: the engine died while it was written."""
+    decoder, left = msgspec.json.Decoder(Record), iter(lines)
+    for line in left:
+        if not line.strip():
+            continue
+        try:
+            record = decoder.decode(line)
+        except msgspec.DecodeError:
+            if line.endswith(b"\n") or next(left, None) is not None:
+                raise
+            return
+        yield record
 
 
 def replay(lines: Iterable[bytes]) -> tuple[Core, Difference | None]:

@@ -152,7 +152,9 @@ class Scheduler:
         group = self.state.queues.groups.get(request_id)
         if group is None:
             return []
-        ending = [sequence for sequence in group.live if index is None or sequence.index == index]
+        # A search may have more beams than answers: none of those further ones can be meant.
+        num_answers = group.request.params.n
+        ending = [each for each in group.live if index is None or each.index == index < num_answers]
         return self.state.end_each(group, ending if group.beams is None or not ending else group.live, cause, now)
 
     def expire(self, now: float) -> list[Progress]:

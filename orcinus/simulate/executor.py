@@ -99,6 +99,7 @@ class _Answer:
         # A limit ends an answer without an end token.
         self.last_at = new.num_prompt_tokens + job.output - 1 if job.output < job.max_tokens else -1
         self.tokens: tuple[int, array[int]] | None = None
+        self.ends: list[int] = []
         if new.num_candidates:
             self._search(new, job, token)
             return
@@ -128,7 +129,8 @@ class _Answer:
         falling = tuple(-1.0 - place for place in range(new.num_candidates))
         found = TokenLogprobs(-1.0, 1, tuple(ids[: new.num_candidates]), falling)
         self.filler = SequenceOutput(new.seq_id, (token,), (found,))
-        # Of one that was given up nothing is known.
+        # Of one that was given up nothing is known: it goes on.
+        self.last_at = -1
         if new.end_token_ids and any(job.answers) and job.output < job.max_tokens:
             end = new.end_token_ids[0]
             self.last = SequenceOutput(new.seq_id, (end,), (TokenLogprobs(-1.0, 1, (end,), (-1.0,)),))

@@ -34,7 +34,8 @@ class Distribution(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, values: NDArray[np.float64]) -> Distribution:
-        """Of any number of values."""
+        """Of any number of values, those that are none left out."""
+        values = values[~np.isnan(values)]
         summary = Summary.of(values.tolist(), PERCENTILES)
         curve = np.quantile(values, np.linspace(0, 1, _CURVE + 1)).tolist() if len(values) else ()
         p50, p90, p95, p99 = (summary.percentiles[p] for p in PERCENTILES)
@@ -109,7 +110,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class _Latencies:
-    """Of the completed requests, by row; TPOT is NaN where there is no second token."""
+    """Of the completed requests, by row; NaN where there is no token, or no second one, to speak of."""
 
     ttft: NDArray[np.float64]
     tpot: NDArray[np.float64]
@@ -123,7 +124,8 @@ class _Latencies:
         output = column("num_output") / np.maximum(column("num_answers"), 1)
         with np.errstate(divide="ignore", invalid="ignore"):
             tpot = np.where(output > 1, (last - first) / (output - 1), np.nan)
-            return cls(first - arrived, tpot, ended - arrived, (ended - arrived) / output)
+            normalised = np.where(output > 0, (ended - arrived) / output, np.nan)
+        return cls(first - arrived, tpot, ended - arrived, normalised)
 
     def good(self, goal: Goal) -> int:
         """Requests that met every target; an answer of one token has no TPOT to miss."""
@@ -147,7 +149,7 @@ def figures_of(outcome: Outcome, label: str, goal: Goal, settings: dict[str, str
         total_output=int(ledger.column("num_output").sum()),
         good=latencies.good(goal) if goal else None,
         ttft=Distribution.of(latencies.ttft),
-        tpot=Distribution.of(latencies.tpot[~np.isnan(latencies.tpot)]),
+        tpot=Distribution.of(latencies.tpot),
         itl=_gaps(outcome),
         e2el=Distribution.of(latencies.e2el),
         normalised=Distribution.of(latencies.normalised),

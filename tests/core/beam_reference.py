@@ -25,9 +25,15 @@ class Found(NamedTuple):
 
 def reference_search(values: Values, request: Request) -> list[Found]:
     """Whole answers and the whole vocabulary at each step; the meaning is that of transformers' `num_beams`."""
+    return reference_steps(values, request)[0]
+
+
+def reference_steps(values: Values, request: Request) -> tuple[list[Found], list[list[Found]]]:
+    """The same, and the beams that went on after each number of tokens."""
     search = request.beams
     beams: list[Found] = [Found((), (), FinishReason.LENGTH)]
     found: list[Found] = []
+    steps = [beams]
     for length in range(1, request.max_tokens + 1):
         longer = [longer for beam in beams for longer in continuations(values, request, beam)]
         longer.sort(key=lambda beam: -sum(beam.logprobs))
@@ -37,7 +43,8 @@ def reference_search(values: Values, request: Request) -> list[Found]:
         beams = [beam for beam in longer if beam not in ends][: search.width]
         if not beams or (len(found) == search.width and no_better(beams[0], found[-1], request, length)):
             break
-    return found
+        steps.append(beams)
+    return found, steps
 
 
 def no_better(best: Found, worst: Found, request: Request, length: int) -> bool:

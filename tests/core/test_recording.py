@@ -150,6 +150,24 @@ def test_a_file_without_a_snapshot_is_no_recording():
         replay(recorded_run()[1:])
 
 
+@pytest.mark.parametrize("missing", [1, 30])
+def test_a_line_that_was_being_written_when_the_engine_died_is_left_out(missing):
+    *lines, last = recorded_run()
+    whole = [line + b"\n" for line in lines]
+    core, difference = replay([*whole, last[:-missing]])
+    assert difference is None
+    assert core.journal.encode() == replay(whole)[0].journal.encode()
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_line_that_is_broken_in_the_middle_of_a_recording_is_told(end):
+    first, *lines, last = (line + end for line in recorded_run())
+    with pytest.raises(msgspec.DecodeError):
+        replay([first, *lines, b'{"type":"adv' + end, last])
+    with pytest.raises(msgspec.DecodeError):
+        replay([first, *lines, last, b'{"type":"adv\n'])
+
+
 def test_two_recordings_in_one_file_are_refused():
     lines = recorded_run()
     with pytest.raises(ValueError, match=f"line {len(lines) + 1} is a second snapshot"):

@@ -14,6 +14,11 @@ from twin_loads import figures, orca_load, simulate
 from orcinus.bench.goal import Goal
 from orcinus.cli.replay import replay
 from orcinus.cli.simulate import simulate as simulate_command
+from orcinus.core.config import SchedulerConfig
+from orcinus.core.core import Core
+from orcinus.core.plan import IterationResult, Output, SequenceOutput, TokenLogprobs, Work
+from orcinus.core.recording import Recorder
+from orcinus.core.request import BeamSearch, Pooling, Request, SamplingParams, pack_tokens
 from orcinus.errors import ConfigurationError
 from orcinus.simulate.config import TwinConfig, WorkloadConfig
 from orcinus.simulate.figures import figures_of, to_json
@@ -146,6 +151,36 @@ def test_what_if_shows_the_recording_and_the_change(tmp_path, capsys):
     assert (before["label"], after["label"]) == ("as recorded", "max_batch_size=1")
     assert before["total_output"] == after["total_output"]
     assert after["iterations"] > before["iterations"]
+
+
+def test_what_if_takes_a_vector_and_a_search_that_its_client_gave_up(tmp_path, capsys):
+    """Of such a search no answer is known: it goes on until its client leaves. A vector has no first token."""
+    lines: list[bytes] = []
+    core = Recorder(Core(SchedulerConfig(num_blocks=8, max_batch_tokens=64)), b"key", lines.append)
+    params, prompt = SamplingParams(n=2, max_tokens=20), pack_tokens([5, 6, 7])
+    core.add(Request(request_id="v", prompt=prompt, params=SamplingParams(), pooling=Pooling(type="last")), 0.0)
+    search = BeamSearch(width=2)
+    core.add(Request(request_id="s", prompt=prompt, params=params, eos_token_ids=(2,), beams=search), 0.0)
+    for iteration in range(9):
+        plan = core.advance(0.1 * iteration).plan
+        outputs = tuple(said(work) for work in plan.work)
+        core.update(IterationResult(plan.epoch, plan.iteration, outputs), 0.1 * iteration + 0.05)
+    core.abort("s", 1.0)
+    recording = tmp_path / "search.jsonl"
+    recording.write_bytes(b"\n".join(lines))
+    assert replay(recording) == 0
+    report = tmp_path / "what-if.html"
+    assert replay(recording, what_if="policy=mlfq", report=report) == 0
+    assert "inf" not in capsys.readouterr().out
+    for run in embedded(report.read_text()):
+        assert (run["completed"], run["ended"]) == (1, {"stop": 1, "abort": 1})
+
+
+def said(work: Work) -> SequenceOutput:
+    """A vector, or what a search chooses from."""
+    if Output.POOLED in work.output:
+        return SequenceOutput(work.seq_id, (), pooled=b"vector")
+    return SequenceOutput(work.seq_id, (4,), (TokenLogprobs(-1.0, 1, (4, 9, 11), (-1.0, -1.5, -2.0)),))
 
 
 @pytest.mark.parametrize("changes", ["policy", "speed=3", "max_batch_size=0", "policy=none", "num_blocks=many"])

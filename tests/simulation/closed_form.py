@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from beam_reference import Found, reference_steps
+
 from orcinus.core.plan import (
     FED_BACK,
     Erase,
@@ -76,6 +78,24 @@ def sample(state: int, seed: int, index: int, banned: frozenset[int]) -> int:
     while token in banned:
         token = (token + 1) % VOCAB
     return token
+
+
+def values_of(state: int, seed: int) -> list[float]:
+    """The log-probability of each token behind `state`: no two are equal."""
+    return [-(mix(state, seed, token) % 2**40) / 2**37 for token in range(VOCAB)]
+
+
+def right_search(request: Request) -> tuple[list[Found], list[set[tuple[int, ...]]]]:
+    """The answers of a search, best first, and the beams that go on after each number of tokens."""
+    states = {(): states_of(list(unpack_tokens(request.prompt)), first_state(request))[-1]}
+
+    def values(tokens: tuple[int, ...]) -> list[float]:
+        if tokens not in states:
+            states[tokens] = absorb(states[tokens[:-1]], tokens[-1])
+        return values_of(states[tokens], request.params.seed or 0)
+
+    found, steps = reference_steps(values, request)
+    return found, [{beam.tokens for beam in beams} for beams in steps]
 
 
 def vector_of(state: int) -> bytes:
@@ -289,6 +309,8 @@ class Worker:
         prompt_logprobs: tuple[TokenLogprobs, ...] = ()
         if Output.SAMPLE in work.output:
             assert end == len(held.tokens), "a sample is asked for while tokens are missing"
+            if new.num_candidates:
+                return self._continuations(held)
             tokens = (self._sample(held),)
             logprobs = (TokenLogprobs(float(end), 0),) if new.params.logprobs is not None else ()
         if Output.PROMPT_LOGPROBS in work.output:
@@ -300,6 +322,18 @@ class Worker:
             assert work.start == 0 or not new.pooling.whole, "the prompt was cut"
             return SequenceOutput(work.seq_id, (), pooled=vector_of(held.states[-1]))
         return SequenceOutput(work.seq_id, tokens, logprobs, prompt_logprobs)
+
+    def _continuations(self, held: Held) -> SequenceOutput:
+        """What a search chooses from. The worker goes on with the likeliest one that is allowed."""
+        new, values = held.new, values_of(held.states[-1], held.new.params.seed or 0)
+        order = sorted(range(VOCAB), key=lambda token: -values[token])
+        banned = new.end_token_ids if len(held.tokens) - new.num_prompt_tokens < new.params.min_tokens else ()
+        sampled = next(token for token in order if token not in banned)
+        held.append(sampled)
+        self.num_sampled += 1
+        top = tuple(order[: new.num_candidates])
+        found = TokenLogprobs(values[sampled], 1, top, tuple(values[token] for token in top))
+        return SequenceOutput(new.seq_id, (sampled,), (found,))
 
     def _sample(self, held: Held) -> int:
         new = held.new

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from closed_form import EOS, VOCAB, Trouble
 
 from orcinus.core.config import SchedulerConfig
 from orcinus.core.plan import NUMERICAL_ERROR
 from orcinus.core.policy import POLICIES
-from orcinus.core.request import FinishReason, Pooling, Request, SamplingParams, ServiceClass, pack_tokens
+from orcinus.core.request import BeamSearch, FinishReason, Pooling, Request, SamplingParams, ServiceClass, pack_tokens
 
 FAMILIES = 2
 
@@ -19,7 +20,8 @@ FAMILIES = 2
 class Arrive:
     """A client asks something. The prompt begins with `shared` tokens of its family's, the rest is its own.
 
-    `follows`: instead, it goes on where an earlier request stands, as a chat does.
+    `follows`: instead, it goes on where an earlier request stands, as a chat does. `width`: of the search for the `n`
+    answers; 0 for none, then they are drawn.
     """
 
     number: int
@@ -42,6 +44,9 @@ class Arrive:
     patience: float | None = None
     pooling: str = ""
     follows: int | None = None
+    width: int = 0
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
 
     def prompt(self) -> list[int]:
         """Its tokens."""
@@ -72,7 +77,12 @@ class Arrive:
             adapter=self.adapter,
             deadline=None if self.patience is None else now + self.patience,
             pooling=Pooling(type="last", whole=self.pooling == "whole") if self.pooling else None,
+            beams=self._search(),
         )
+
+    def _search(self) -> BeamSearch | None:
+        early, penalty = self.early_stopping, self.length_penalty
+        return BeamSearch(width=self.width, length_penalty=penalty, early_stopping=early) if self.width else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +174,12 @@ class Life:
     def of(cls, seed: int) -> Life:
         """The life of this seed, the same each time."""
         rng = random.Random(seed)
-        config = draw_config(rng)
+        longest = rng.choice([4, 8, 10, 30])
+        config = draw_config(rng, longest)
         weights = draw_weights(rng)
         kinds = rng.choices(list(weights), list(weights.values()), k=rng.choice([10, 30, 60, 60, 120]))
         kinds = ["arrive"] * rng.choice([0, 2, 4, 8]) + kinds
-        draw = _Draw(rng)
+        draw = _Draw(rng, longest)
         return cls(seed, config, tuple(draw.event(kind) for kind in kinds))
 
     def cut(self, keep: list[int]) -> Life:
@@ -176,12 +187,14 @@ class Life:
         return replace(self, events=tuple(self.events[at] for at in keep))
 
 
-def draw_config(rng: random.Random) -> SchedulerConfig:
-    """Small, so that everything runs out all the time."""
-    max_batch_size = rng.choice([1, 2, 3, 4, 8])
+def draw_config(rng: random.Random, longest: int) -> SchedulerConfig:
+    """Small, so that everything runs out all the time: also beside prompts and answers of `longest` tokens."""
+    max_batch_size = rng.choice([1, 2, 3, 4, 8, 8])
     caching = rng.random() < 0.75
     block_size = rng.choice([1, 1, 2, 2, 4, 16])
-    blocks = rng.choice([rng.randint(1, 8), rng.randint(4, 20), rng.randint(8, 30), rng.randint(8, 64), 64])
+    # So many that each fits alone and few fit together; or any number, from hardly any to plenty.
+    few = rng.randint(2 * longest, 5 * longest) // block_size + 1
+    blocks = rng.choice([few, few, few, rng.randint(1, 8), rng.randint(4, 20), rng.randint(8, 64), 64])
     return SchedulerConfig(
         # At the least, a prompt of one token and its answer of one fit.
         num_blocks=max(blocks, 2 if block_size == 1 else 1),
@@ -230,15 +243,16 @@ def draw_weights(rng: random.Random) -> dict[str, float]:
 class _Draw:
     """Draws events. What they refer to is drawn as a number, and means something only when they happen."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, longest: int) -> None:
         self._rng = rng
         self._arrived = 0
+        self._searches = rng.choice([0.0, 0.1, 0.1, 0.7])
         # Lives of one tenant, of plain requests and so on come up often enough.
         self._tenants = rng.choice([[""], ["", "a"], ["", "a", "b"]])
         self._salts = rng.choice([[""], ["", "s"]])
         self._adapters = rng.choice([[""], [""], ["", "x"]])
         self._plain = rng.random() < 0.3
-        self._longest = rng.choice([4, 8, 10, 30])
+        self._longest = longest
         self._ignores = rng.choice([0.0, 0.3, 1.0])
 
     def event(self, kind: str) -> Event:
@@ -281,7 +295,10 @@ class _Draw:
             ignore_eos=rng.random() < self._ignores,
             follows=rng.randrange(1 << 16) if rng.random() < 0.2 else None,
         )
-        return plain if self._plain else self._adorn(plain)
+        if self._plain:
+            return plain
+        adorned = self._adorn(plain)
+        return self._searching(adorned) if rng.random() < self._searches else adorned
 
     def _adorn(self, plain: Arrive) -> Arrive:
         rng = self._rng
@@ -297,6 +314,17 @@ class _Draw:
             prompt_logprobs=rng.random() < 0.15,
             patience=rng.choice([0.0, 0.005, 0.05, 5.0]) if rng.random() < 0.12 else None,
             pooling=rng.choice(["whole", "chunked"]) if rng.random() < 0.1 else "",
+        )
+
+    def _searching(self, adorned: Arrive) -> Arrive:
+        rng = self._rng
+        return replace(
+            adorned,
+            width=adorned.n + rng.choice([0, 0, 1, 2]),
+            length_penalty=rng.choice([1.0, 1.0, 0.0, -1.0, 2.0]),
+            early_stopping=rng.choice([False, False, True, "never"]),
+            pooling="",
+            prompt_logprobs=False,
         )
 
 

@@ -18,6 +18,7 @@ from orcinus.core.request import Request, unpack_tokens
 from orcinus.core.sequence import Sequence, SequenceGroup, SequenceState
 
 if TYPE_CHECKING:
+    from sim_clients import Client
     from sim_world import World
 
 W, R, P, F = SequenceState.WAITING, SequenceState.RUNNING, SequenceState.PREEMPTED, SequenceState.FINISHED
@@ -32,14 +33,20 @@ def ceil_div(tokens: int, size: int) -> int:
     return (tokens + size - 1) // size
 
 
+def width_of(request: Request) -> int:
+    """Sequences that run at a time: beams or answers."""
+    return request.params.n if request.beams is None else request.beams.width
+
+
 def worst_case(request: Request, config: SchedulerConfig) -> int:
     """Blocks that it can come to need."""
-    return request.params.n * ceil_div(len(request.prompt) // 4 + request.max_tokens, config.block_size)
+    return width_of(request) * ceil_div(len(request.prompt) // 4 + request.max_tokens, config.block_size)
 
 
 def is_impossible(request: Request, config: SchedulerConfig) -> bool:
     """Alone in an empty engine it could not run to its end (I19)."""
-    too_many = request.params.n > config.max_batch_size * config.num_stages
+    # Beams go together: in one plan.
+    too_many = width_of(request) > config.max_batch_size * (1 if request.beams else config.num_stages)
     whole = request.pooling is not None and request.pooling.whole
     too_long = whole and len(request.prompt) // 4 > config.max_batch_tokens
     return worst_case(request, config) > config.num_blocks or too_many or too_long
@@ -97,8 +104,11 @@ def _check_group(world: World, group: SequenceGroup, is_running: bool) -> int:
     client, config, count = world.clients[group.request.request_id], world.config, 0
     most = 0 if config.admission == "reserve" else MAX_PREEMPTIONS
     assert group.num_preemptions <= most, "I17: preempted too often"
+    if client.beams:
+        _check_beams(group, client)
     for sequence in group.sequences:
-        answer = client.answers[sequence.index]
+        # A search has more beams than answers, and ends all of them together.
+        answer = client.answers[min(sequence.index, len(client.answers) - 1)]
         assert sequence.is_finished == (answer.finish_reason is not None), "I11: core and client disagree on the end"
         before = world.states.get(sequence.seq_id, W)
         # Waiting and ended at once is a resumed answer that was complete.
@@ -106,10 +116,20 @@ def _check_group(world: World, group: SequenceGroup, is_running: bool) -> int:
         world.states[sequence.seq_id] = sequence.state
         if not sequence.is_finished:
             assert (sequence.state is R) == is_running, "I10: a list and a state disagree"
-            assert sequence.num_generated == len(answer.tokens), "I8: core and client count other tokens"
+            is_told = client.beams or sequence.num_generated == len(answer.tokens)
+            assert is_told, "I8: core and client count other tokens"
             count += is_running
         _check_table(sequence, config)
     return count
+
+
+def _check_beams(group: SequenceGroup, client: Client) -> None:
+    """I12: the beams are those of a plain search, after as many tokens; none runs ahead."""
+    first = len(client.prompt)
+    beams = [tuple(s.tokens[first:]) for s in group.live if group.beams is not None and group.beams.runs(s.index)]
+    assert len({len(beam) for beam in beams}) <= 1, "I12: some beams are ahead of others"
+    assert not beams or sorted(beams) == sorted(client.beams[len(beams[0])]), "I12: other beams than a plain search"
+    assert all(s.in_flight <= 1 for s in group.sequences), "I8: two plans share a beam"
 
 
 def _check_table(sequence: Sequence, config: SchedulerConfig) -> None:
@@ -170,9 +190,16 @@ def check_journal(world: World, news: list[why.Event]) -> None:
     for event in news:
         match event:
             case why.Finished():
-                answer = world.clients[event.request_id].answers[event.index]
+                answers = world.clients[event.request_id].answers
+                if event.index >= len(answers):
+                    continue
+                answer = answers[event.index]
                 assert event.reason == answer.finish_reason, "I13: the journal has another end"
-                assert event.generated_tokens == len(answer.tokens), "I13: the journal counts other tokens"
+                # What the beams of a search that was cut short had made, nobody has seen.
+                is_told = not world.clients[event.request_id].beams or answer.tokens
+                assert not is_told or event.generated_tokens == len(answer.tokens), (
+                    "I13: the journal counts other tokens"
+                )
             case why.Admitted():
                 request = world.clients[event.request_id].request
                 assert event.waited == event.at - request.arrived_at

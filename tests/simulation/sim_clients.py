@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import msgspec
-from closed_form import first_state, right_answer, states_of, vector_of
+from closed_form import first_state, right_answer, right_search, states_of, vector_of
 
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason, Request, pack_tokens, unpack_tokens
@@ -28,6 +28,8 @@ class Answer:
     num_prompt_logprobs: int = 0
     finish_reason: FinishReason | None = None
     cached_tokens: int | None = None
+    # Of a search: what each token adds.
+    logprobs: tuple[float, ...] = ()
 
 
 class Client:
@@ -37,7 +39,9 @@ class Client:
         self.request = request
         self.prompt = list(unpack_tokens(request.prompt))
         self.first = first_state(request)
-        self.answers = [self._answer(index) for index in range(request.params.n)]
+        # Of a search: the beams that go on after each number of tokens.
+        self.beams: list[set[tuple[int, ...]]] = []
+        self.answers = self._search() if request.beams else [self._answer(i) for i in range(request.params.n)]
         # How many prompt logprobs the next engine will say once more.
         self.num_repeated = 0
         # Ended from outside: by which cause.
@@ -52,6 +56,11 @@ class Client:
                 answer.finish_reason = answer.reason
         return answer
 
+    def _search(self) -> list[Answer]:
+        found, self.beams = right_search(self.request)
+        wanted = found[: self.request.params.n]
+        return [Answer(list(each.tokens), each.reason, logprobs=each.logprobs) for each in wanted]
+
     @property
     def is_open(self) -> bool:
         """Something is still to come."""
@@ -60,7 +69,7 @@ class Client:
     @property
     def max_work(self) -> int:
         """Positions that have to be computed in the worst case, were it alone."""
-        return sum(len(self.prompt) + self.request.max_tokens + 1 for _ in self.answers)
+        return self.request.num_sequences * (len(self.prompt) + self.request.max_tokens + 1)
 
     def resumption(self, request_id: str) -> Request:
         """What a front end submits to go on where this client stands."""
@@ -80,6 +89,7 @@ class Client:
         answer = self.answers[part.index]
         assert answer.finish_reason is None, "I11: something came after the end"
         answer.tokens += part.tokens
+        assert not self.beams or part.finish_reason, "I12: a search says something before its end"
         assert answer.tokens == answer.right[: len(answer.tokens)], "I12: a token was lost, repeated or crossed"
         self._take_logprobs(part, answer)
         if part.tokens:
@@ -99,7 +109,8 @@ class Client:
         if self.request.params.logprobs is not None:
             first = len(self.prompt) + len(answer.tokens) - len(part.tokens)
             positions = [float(first + made) for made in range(len(part.tokens))]
-            assert [line.logprob for line in part.logprobs] == positions, "I12: logprobs of other tokens"
+            right = positions if not self.beams else list(answer.logprobs[: len(part.tokens)])
+            assert [line.logprob for line in part.logprobs] == right, "I12: logprobs of other tokens"
         else:
             assert not part.logprobs, "logprobs that nobody wanted"
         lines = [line.logprob for line in part.prompt_logprobs]

@@ -25,8 +25,14 @@ Due = dict[tuple[str, int], tuple[int, ...]]
 
 def check_statement(new: NewSequence, client: Client) -> None:
     """The workers are told of a sequence just what its client asked and has got."""
-    request, answer = client.request, client.answers[new.index]
-    assert list(unpack_tokens(new.tokens)) == client.prompt + answer.tokens, "I12: a sequence is stated wrongly"
+    request, tokens = client.request, list(unpack_tokens(new.tokens))
+    if client.beams:
+        made = tuple(tokens[len(client.prompt) :])
+        assert tokens[: len(client.prompt)] == client.prompt, "I12: a beam is stated wrongly"
+        assert made in client.beams[len(made)], "I12: a beam is stated wrongly"
+        assert new.num_candidates >= request.beams.width + len(request.end_token_ids), "a search has too little choice"
+    else:
+        assert tokens == client.prompt + client.answers[new.index].tokens, "I12: a sequence is stated wrongly"
     assert new.num_prompt_tokens == len(client.prompt)
     assert (new.params, new.pooling, new.adapter) == (request.params, request.pooling, request.adapter)
     assert new.end_token_ids == tuple(sorted(request.end_token_ids))
@@ -56,7 +62,8 @@ def check_plan(
 
 def _check_work(world: World, sequence: Sequence, work: Work, targets: dict[int, int]) -> set[int]:
     client = world.clients[sequence.request.request_id]
-    assert client.answers[sequence.index].finish_reason is None, "I14: work for what has ended"
+    answer = client.answers[min(sequence.index, len(client.answers) - 1)]
+    assert answer.finish_reason is None, "I14: work for what has ended"
     deadline = client.request.deadline
     assert deadline is None or deadline > world.now, "I21: work for a request whose deadline has passed"
     assert work.num_tokens > 0
@@ -104,6 +111,7 @@ class Before:
     waiting: list[SequenceGroup]
     num_preempted: int
     num_in_flight: int
+    gangs: list[set[int]]
     tables: dict[int, set[int]]
 
     @classmethod
@@ -111,7 +119,15 @@ class Before:
         """Now."""
         scheduler = world.scheduler
         tables = {s.seq_id: set(s.table.blocks) for group in scheduler.running for s in group.sequences}
-        return cls(list(scheduler.waiting), world.journal.counts["Preempted"], len(world.in_flight), tables)
+        gangs = [beams for group in scheduler.running if (beams := gang_of(group))]
+        return cls(list(scheduler.waiting), world.journal.counts["Preempted"], len(world.in_flight), gangs, tables)
+
+
+def gang_of(group: SequenceGroup) -> set[int]:
+    """The beams of a search, if each of them lacks its next token and nothing else."""
+    beams = [] if group.request.beams is None else [s for s in group.live if s.table.blocks]
+    is_ready = all(s.num_computed == s.num_tokens - 1 and not s.in_flight for s in beams)
+    return {s.seq_id for s in beams} if is_ready else set()
 
 
 def check_decision(world: World, before: Before, decision: Decision) -> None:
@@ -124,9 +140,19 @@ def check_decision(world: World, before: Before, decision: Decision) -> None:
     late = [g.request.deadline for g in world.scheduler.groups() if (g.request.deadline or world.now + 1) <= world.now]
     assert not late, "I21: a deadline has passed, and nobody was told"
     _check_overtaking(world, before)
+    if isinstance(decision, Submit):
+        _check_gangs(world, decision.plan, before.gangs)
     if has_room and world.journal.counts["Preempted"] == before.num_preempted:
         plan = decision.plan if isinstance(decision, Submit) else None
         _check_nobody_idles(world, plan, before)
+
+
+def _check_gangs(world: World, plan: IterationPlan, gangs: list[set[int]]) -> None:
+    """Beams go together or not at all; but for those that were preempted in this very pass and begin anew."""
+    planned, sequences = {work.seq_id for work in plan.work}, world.sequences()
+    for gang in gangs:
+        still = all(sequences[seq_id].num_computed == sequences[seq_id].num_tokens - 1 for seq_id in gang)
+        assert not still or gang <= planned or not gang & planned, "I18: beams don't go together"
 
 
 def _check_overtaking(world: World, before: Before) -> None:
@@ -156,10 +182,14 @@ def _check_nobody_idles(world: World, plan: IterationPlan | None, before: Before
     if len(planned) == config.max_batch_size or scheduler.pool.num_free == 0 or _has_its_share(world, plan, before):
         return
     for group in scheduler.running:
+        # Beams need a slot and a block each, all at once.
+        width = len(group.live) if group.request.beams is not None else 1
+        if config.max_batch_size - len(planned) < width or scheduler.pool.num_free < width:
+            continue
         for sequence in group.live if group.request.service_class < ServiceClass.BESTEFFORT else ():
             is_old = bool(before.tables.get(sequence.seq_id))
             # What is read from disk may turn out to be lost.
-            most = 0 if sequence.reads_disk else config.lookahead
+            most = 0 if sequence.reads_disk or group.beams is not None else config.lookahead
             may = is_old and sequence.in_flight <= most and sequence.seq_id not in planned
             more = sequence.request.pooling is None and (
                 sequence.num_generated + sequence.num_pending < sequence.request.max_tokens
@@ -190,13 +220,15 @@ def _has_its_share(world: World, plan: IterationPlan | None, before: Before) -> 
 
 
 def due_tokens(world: World, result: IterationResult) -> Due:
-    """I9: the sampled tokens that have to be delivered: of whoever lives and didn't fail."""
+    """I9: the sampled tokens that have to be delivered: of whoever lives and didn't fail, and doesn't search."""
     sequences = world.sequences()
     failed = {sequences[f.seq_id].request.request_id for f in result.failures if f.seq_id in sequences}
     due: Due = {}
     for output in result.outputs:
         sequence = sequences.get(output.seq_id)
-        if sequence is not None and not sequence.is_finished and sequence.request.request_id not in failed:
+        if sequence is None or sequence.is_finished or sequence.request.beams is not None:
+            continue
+        if sequence.request.request_id not in failed:
             due[sequence.request.request_id, sequence.index] = output.tokens
     return due
 

@@ -160,6 +160,8 @@ class World:
             for at, answer in enumerate(client.answers)
             if answer.finish_reason is None and (index is None or at == index)
         ]
+        # Which beams become which answers isn't known before the end.
+        meant = list(range(len(client.answers))) if meant and client.beams else meant
         client.ended |= dict.fromkeys(meant, cause)
         progress = self.core.abort(request_id, self._tick(), index, cause)
         assert [part.index for part in progress] == meant, "I14: an abort ends what is open, once"

@@ -56,7 +56,17 @@ def test_lives_are_eventful():
         "Jump",
     }
     assert events == kinds
-    assert journal >= {"Added", "Blocked", "CacheHit", "Evicted", "Admitted", "Forked", "Preempted", "EpochStarted"}
+    assert journal >= {
+        "Added",
+        "Blocked",
+        "CacheHit",
+        "Evicted",
+        "Admitted",
+        "Forked",
+        "Preempted",
+        "EpochStarted",
+        "BeamsChosen",
+    }
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -75,7 +85,8 @@ def test_the_trace_does_not_depend_on_pythons_hashes():
     folder = Path(__file__).parent
     outputs = set()
     for hash_seed in ("0", "1", "4711"):
-        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": f"{folder}:{TOOL.parents[1]}"}
+        paths = (folder, folder.parent / "core", TOOL.parents[1])
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": ":".join(map(str, paths))}
         run = subprocess.run(
             [sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True, check=True
         )
@@ -93,6 +104,18 @@ def first_failing(start=0):
     return next(
         (life, failure) for seed in range(start, 10_000) if (failure := failure_of(life := Life.of(seed))) is not None
     )
+
+
+@pytest.mark.slow
+def test_the_planted_bugs_have_their_places():
+    """Code moves on; a bug whose text is gone would be planted nowhere, and caught by nobody."""
+    run = subprocess.run(
+        [sys.executable, str(TOOL.with_name("mutants.py")), "planted", "--minutes", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
 
 
 def test_a_failing_life_is_cut_down_to_what_matters(monkeypatch):
