@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+_NOBODY = "02:00:00:00:00:01"
+
 
 class NoNamespaces(Exception):
     """This machine doesn't let us make them; the message says why."""
@@ -29,12 +31,12 @@ class Host:
         return ["ip", "netns", "exec", self.name, *words]
 
     def cut_off(self, other: Host) -> None:
-        """What it sends to the other is lost without a word."""
-        _ip("-n", self.name, "route", "add", "blackhole", other.address)
+        """What it sends to the other is lost without a word: it goes to a card that isn't there."""
+        _ip("-n", self.name, "neigh", "replace", other.address, "lladdr", _NOBODY, "dev", "eth0", "nud", "permanent")
 
     def heal(self, other: Host) -> None:
         """Undo `cut_off`."""
-        _ip("-n", self.name, "route", "del", "blackhole", other.address)
+        _ip("-n", self.name, "neigh", "del", other.address, "dev", "eth0")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import threading
 import msgspec
 
 from orcinus.core.clock import VirtualClock
+from orcinus.core.kv.tiers import OnDisk
 from orcinus.core.plan import IterationPlan, IterationResult
 from orcinus.engine.build import engine_over, worker_config
 from orcinus.engine.config import EngineConfig
@@ -35,6 +36,7 @@ class ThreadWorkers:
         self._plans = [Frames(end) for end in self._wiring.plans]
         self._threads = []
         self.frames: list[bytes] = []
+        self.on_disk = OnDisk()
         for place in places(config.tensor_parallel_size, config.pipeline_parallel_size):
             start = Start(worker_config(config), place, self._wiring.ends[place.index], 0.0)
             # Its own from here on.
