@@ -58,7 +58,12 @@ class RequestFailed(OrcinusError):
 
 
 class SystemFault(OrcinusError):
-    """Ours, or the machine's."""
+    """Ours, or the machine's.
+
+    `by_others`: somebody else ended a part of us, or the network did, so no request is to blame, and it may pass.
+    """
+
+    by_others = False
 
 
 class ConfigurationError(SystemFault):

@@ -27,11 +27,11 @@ from statistics import quantiles
 from typing import Any
 from urllib.parse import urlsplit
 
-from faults import MODEL, Server, leave
 from fuzzing.connection import Answer, Connection
 from fuzzing.health import HealthWatch
 from fuzzing.judge import complaint
 from fuzzing.requests import Fuzzer, Kind, Shot
+from served import MODEL, Server, leave
 from tqdm import tqdm
 
 MAX_LOG_CHARACTERS = 20_000

@@ -5,12 +5,17 @@ Needs CAP_NET_ADMIN and the command `ip`.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+_CLONE_NEWNET = 0x40000000
+_NOBODY = "02:00:00:00:00:01"
 
 
 class NoNamespaces(Exception):
@@ -28,13 +33,19 @@ class Host:
         """A command that runs there."""
         return ["ip", "netns", "exec", self.name, *words]
 
+    def enter(self) -> None:
+        """This thread, and all that it starts from here on, live there."""
+        with Path(f"/run/netns/{self.name}").open("rb") as namespace:
+            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), f"setns to {self.name} failed")
+
     def cut_off(self, other: Host) -> None:
-        """What it sends to the other is lost without a word."""
-        _ip("-n", self.name, "route", "add", "blackhole", other.address)
+        """What it sends to the other is lost without a word: it goes to a card that isn't there."""
+        _ip("-n", self.name, "neigh", "replace", other.address, "lladdr", _NOBODY, "dev", "eth0", "nud", "permanent")
 
     def heal(self, other: Host) -> None:
         """Undo `cut_off`."""
-        _ip("-n", self.name, "route", "del", "blackhole", other.address)
+        _ip("-n", self.name, "neigh", "del", other.address, "dev", "eth0")
 
 
 @contextmanager
@@ -71,6 +82,8 @@ def _make(hub: str, run: str, made: Sequence[Host]) -> None:
         _ip("-n", host.name, "link", "set", "lo", "up")
         _ip("-n", host.name, "link", "set", "eth0", "up")
         _ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", "eth0")
+        # Who wants to know his own address asks for the way to anywhere.
+        _ip("-n", host.name, "route", "add", "default", "dev", "eth0")
 
 
 def _ip(*words: str) -> None:

@@ -23,7 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import aiohttp
-from faults import MODEL, Server, idle, leave
+from served import MODEL, Server, idle, leave
 from tqdm import tqdm
 
 KINDS = {"short": 60, "bad": 14, "stream": 10, "embed": 8, "abandon": 5, "long": 3}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
@@ -29,7 +28,7 @@ from orcinus.executor.processes import ProcessWorkers
 from orcinus.executor.workers import Workers
 from orcinus.models import ModelShape
 from orcinus.models.generation import load_eos_token_ids
-from orcinus.worker.build import DiskSpace, Memory, Say, WorkerConfig, WorkerDescription
+from orcinus.worker.build import DiskSpace, Memory, OnProgress, Say, WorkerConfig, WorkerDescription
 from orcinus.worker.disk import slots_in
 from orcinus.worker.memory import GIB, MemoryPlan, free_memory, make_memory_plan, work_area_bytes
 
@@ -50,13 +49,13 @@ DISK_BYTES_PER_SECOND = 5e8
 
 
 def build_engine(
-    config: EngineConfig, clock: Clock, say: Say = lambda _: None, on_progress: Callable[[], None] | None = None
+    config: EngineConfig, clock: Clock, say: Say = lambda _: None, on_progress: OnProgress = lambda: None
 ) -> tuple[Engine, EngineDescription]:
     """Load and check everything that `config` names.
 
     Args:
         say: told in a line what is being done, for people who wait.
-        on_progress: called whenever a layer is done, by a worker in this process.
+        on_progress: called whenever a layer is done, or by other processes now and then while layers are done.
 
     Raises:
         ConfigurationError, CheckpointError, MemoryPlanError, BatchVarianceError: what is wrong, and the remedy.
@@ -69,17 +68,17 @@ def build_engine(
         raise
 
 
-def _start_workers(config: EngineConfig, say: Say, on_progress: Callable[[], None] | None) -> Workers:
+def _start_workers(config: EngineConfig, say: Say, on_progress: OnProgress) -> Workers:
     """In this process if it is one, else in processes of their own, here or on a cluster."""
     own = worker_config(config)
     if config.executor == "ray":
-        return _start_on_ray(config, own, say)
+        return _start_on_ray(config, own, say, on_progress)
     if config.tensor_parallel_size * config.pipeline_parallel_size == 1:
         return InlineWorkers(own, say, on_progress)
-    return ProcessWorkers.start(own, config.tensor_parallel_size, config.pipeline_parallel_size, say)
+    return ProcessWorkers.start(own, config.tensor_parallel_size, config.pipeline_parallel_size, say, on_progress)
 
 
-def _start_on_ray(config: EngineConfig, own: WorkerConfig, say: Say) -> Workers:
+def _start_on_ray(config: EngineConfig, own: WorkerConfig, say: Say, on_progress: OnProgress) -> Workers:
     try:
         # An extra, and slow to import.
         from orcinus.executor.ray import start_ray_workers
@@ -94,6 +93,7 @@ def _start_on_ray(config: EngineConfig, own: WorkerConfig, say: Say) -> Workers:
         config.tensor_parallel_size,
         config.pipeline_parallel_size,
         say,
+        on_progress,
         spread=config.ray_spread,
         insecure=config.insecure_ray,
     )

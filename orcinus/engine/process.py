@@ -46,6 +46,8 @@ from orcinus.executor.crew import Crew
 ABSENT_SECONDS = 1.0
 # Who looks on is told of the latest iterations no sooner than this after the last time.
 FRAME_SECONDS = 0.2
+# The supervisor takes it for an end that somebody else wanted, and holds it against no request.
+FOREIGN_END = 0
 # With nothing to do, workers are looked after so often.
 _LOOK_MS = 500
 
@@ -283,7 +285,7 @@ def main(arguments: list[str]) -> int:
         engine, description = build_engine(config, MonotonicClock(), _say, beat.beat)
     except SystemFault as fault:
         control.send(Failed(str(fault), exit_code_of(fault)))
-        return exit_code_of(fault)
+        return FOREIGN_END if fault.by_others else exit_code_of(fault)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         socket = _listen(context, Path(options["--socket"]))
@@ -291,8 +293,9 @@ def main(arguments: list[str]) -> int:
         EngineProcess(engine, socket, control, beat, suspects).run()
     except WorkerDied as fault:
         _say(str(fault))
-        # What somebody else did to a worker is no fault of a request: the supervisor takes 0 for a foreign end.
-        return 0 if fault.by_others else 1
+        # To let the others go takes seconds, of which the silence before may have left few.
+        beat.beat()
+        return FOREIGN_END if fault.by_others else 1
     finally:
         engine.close()
         context.destroy(linger=1000)

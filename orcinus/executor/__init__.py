@@ -9,10 +9,7 @@ from orcinus.errors import EngineDied
 
 
 class WorkerDied(EngineDied):
-    """A worker is gone, or stands still; those that held the model with it can't go on.
-
-    `by_others`: somebody else ended or stopped it, so no request is to blame.
-    """
+    """A worker is gone, or stands still; those that held the model with it can't go on."""
 
     def __init__(self, message: str, *, by_others: bool = False) -> None:
         super().__init__(message)

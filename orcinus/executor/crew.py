@@ -20,9 +20,9 @@ from orcinus.executor import WorkerDied
 from orcinus.executor.child import Deed
 from orcinus.executor.frames import Frames
 from orcinus.executor.idle import Idle
-from orcinus.executor.messages import Done, FromWorker, Ready, Said, WorkerFailed
-from orcinus.parallel import LinkLost, PeerLost, Place, is_cut
-from orcinus.worker.build import Memory, Say, WorkerDescription
+from orcinus.executor.messages import Done, FromWorker, GoesOn, Ready, Said, WorkerFailed
+from orcinus.parallel import PeerLost, Place, is_cut
+from orcinus.worker.build import Memory, OnProgress, Say, WorkerDescription
 
 # How often to look after the others while nothing comes.
 _LOOK_SECONDS = 0.5
@@ -70,12 +70,16 @@ class Crew(ABC, Generic[Member]):
     Args:
         workers: by index.
         plans: to each rank of the first stage.
+        on_progress: called while one of them works, `SIGN_SECONDS` apart or more.
     """
 
-    def __init__(self, workers: Sequence[Member], plans: Sequence[Frames], say: Say) -> None:
+    def __init__(
+        self, workers: Sequence[Member], plans: Sequence[Frames], say: Say, on_progress: OnProgress = lambda: None
+    ) -> None:
         self._workers = list(workers)
         self._plans = list(plans)
         self._say = say
+        self._on_progress = on_progress
         self._encode = msgspec.msgpack.Encoder().encode
         self._by_descriptor = {worker.frames.socket.fileno(): worker for worker in self._workers}
         self._poller = select.poll()
@@ -171,6 +175,8 @@ class Crew(ABC, Generic[Member]):
             raise self._cause(said.fault())
         if isinstance(said, Said):
             self._say(said.line)
+        if isinstance(said, GoesOn):
+            self._on_progress()
         return worker, said
 
     def _talking(self) -> Member:
@@ -191,14 +197,15 @@ class Crew(ABC, Generic[Member]):
         """What has become of one of them, if that explains `fault`: the others can only say that they miss it."""
         if not isinstance(fault, WorkerDied | PeerLost):
             return fault
-        deadline = time.monotonic() + _CAUSE_SECONDS
-        while time.monotonic() < deadline:
-            if (culprit := self._culprit()) is not None:
-                return culprit
+        # Whom the network took says nothing more, and the silence before has cost most of the time that an engine has.
+        deadline = time.monotonic() + (0.0 if fault.by_others else _CAUSE_SECONDS)
+        while (culprit := self._culprit()) is None and time.monotonic() < deadline:
             time.sleep(0.01)
+        if culprit is not None:
+            return culprit
         if isinstance(fault, WorkerDied):
             return fault
-        return self._missing() or WorkerDied(str(fault), by_others=isinstance(fault, LinkLost))
+        return self._missing() or WorkerDied(str(fault), by_others=fault.by_others)
 
     def _missing(self) -> WorkerDied | None:
         """Somebody else who has gone without a word, if that can be told."""

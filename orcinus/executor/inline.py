@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 
 from orcinus.core.kv.tiers import OnDisk
 from orcinus.core.plan import IterationPlan, IterationResult
 from orcinus.parallel import Place
 from orcinus.parallel.wiring import Links
-from orcinus.worker.build import LoadedWorker, Memory, Say, WorkerConfig, WorkerDescription
+from orcinus.worker.build import LoadedWorker, Memory, OnProgress, Say, WorkerConfig, WorkerDescription
 from orcinus.worker.worker import Worker
 
 
 class InlineWorkers:
     """One worker, loaded here. `on_progress` is called whenever a layer is done."""
 
-    def __init__(self, config: WorkerConfig, say: Say, on_progress: Callable[[], None] | None = None) -> None:
+    def __init__(self, config: WorkerConfig, say: Say, on_progress: OnProgress | None = None) -> None:
         self._on_progress = on_progress
         self._loaded = LoadedWorker.load(config, Place(), Links(), say)
         self._say = say

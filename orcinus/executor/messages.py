@@ -38,6 +38,10 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The memory is taken, plans may come."""
 
 
+class GoesOn(msgspec.Struct, frozen=True, tag="goes_on"):
+    """Amid a plan: it works, and isn't hung."""
+
+
 class Done(msgspec.Struct, frozen=True, tag="done"):
     """What a plan gave."""
 
@@ -73,5 +77,5 @@ _FAULTS: dict[str, type[SystemFault]] = {
 
 ToWorker = Memory
 """From the parent, once."""
-FromWorker = WorkerDescription | Said | Ready | Done | WorkerFailed
+FromWorker = WorkerDescription | Said | Ready | GoesOn | Done | WorkerFailed
 """To the parent."""

@@ -19,7 +19,7 @@ from orcinus.executor.messages import FromWorker, WorkerFailed
 from orcinus.parallel import TIMEOUT_SECONDS, Place, places
 from orcinus.parallel.credentials import Credentials, issue
 from orcinus.parallel.handshake import DRIVER, Address, Channel, Hello, Listener, close_all
-from orcinus.worker.build import Say, WorkerConfig, WorkerDescription, check_layout
+from orcinus.worker.build import OnProgress, Say, WorkerConfig, WorkerDescription, check_layout
 
 
 class Hosts(Protocol):
@@ -64,18 +64,28 @@ class RemoteWorker(Reporter):
 
     @property
     def is_gone(self) -> bool:
-        """It hung up without last words."""
-        return not self._has_failed and self.frames.is_at_end
+        """It hung up without last words. What it said before that is dropped."""
+        while not (is_at_end := self.frames.is_at_end) and self.frames.has_message:
+            self.report()
+        return is_at_end and not self._has_failed
 
 
 class NetworkWorkers(Crew[RemoteWorker]):
     """Implements `Workers`, and with memory `Executor`."""
 
-    def __init__(self, hosts: Hosts, grid: Sequence[Place], ends: Mapping[Hello, ssl.SSLSocket], say: Say) -> None:
+    def __init__(
+        self,
+        hosts: Hosts,
+        grid: Sequence[Place],
+        ends: Mapping[Hello, ssl.SSLSocket],
+        say: Say,
+        on_progress: OnProgress,
+    ) -> None:
         super().__init__(
             [RemoteWorker(place, ends[Hello(Channel.REPORTS, place.index, DRIVER)]) for place in grid],
             [Frames(ends[Hello(Channel.PLANS, place.index, DRIVER)]) for place in grid if place.is_first],
             say,
+            on_progress,
         )
         for plans in self._plans:
             plans.socket.settimeout(TIMEOUT_SECONDS)
@@ -84,7 +94,15 @@ class NetworkWorkers(Crew[RemoteWorker]):
 
     @classmethod
     def over(
-        cls, config: WorkerConfig, tensor_size: int, num_stages: int, say: Say, *, host: str, launch: Launch
+        cls,
+        config: WorkerConfig,
+        tensor_size: int,
+        num_stages: int,
+        say: Say,
+        on_progress: OnProgress = lambda: None,
+        *,
+        host: str,
+        launch: Launch,
     ) -> NetworkWorkers:
         """Have T x P workers launched, and wait until each has loaded its part.
 
@@ -106,7 +124,7 @@ class NetworkWorkers(Crew[RemoteWorker]):
             expected = [hello for place in grid for hello in to_driver(place)]
             ends = listener.accept(expected, JOIN_SECONDS, lambda: _raise(hosts.lost()))
             undo.callback(close_all, list(ends.values()))
-            workers = cls(hosts, grid, ends, say)
+            workers = cls(hosts, grid, ends, say, on_progress)
             workers._introduce(config)
             workers.descriptions = workers._wait_for_all(WorkerDescription)
             undo.pop_all()

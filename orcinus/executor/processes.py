@@ -20,7 +20,7 @@ from orcinus.executor.messages import Start
 from orcinus.parallel import TIMEOUT_SECONDS, Place, places
 from orcinus.parallel.shared import SPIN_SECONDS, with_timeout
 from orcinus.parallel.wiring import Wiring
-from orcinus.worker.build import Say, WorkerConfig, WorkerDescription, check_layout
+from orcinus.worker.build import OnProgress, Say, WorkerConfig, WorkerDescription, check_layout
 
 _LEAVE_SECONDS = 3.0
 
@@ -39,12 +39,20 @@ class ProcessWorkers(Crew[WorkerProcess]):
     Started from a thread, they end when that thread ends (`Child`).
     """
 
-    def __init__(self, workers: list[WorkerProcess], wiring: Wiring, say: Say) -> None:
-        super().__init__(workers, [Frames(with_timeout(end, TIMEOUT_SECONDS)) for end in wiring.plans], say)
+    def __init__(self, workers: list[WorkerProcess], wiring: Wiring, say: Say, on_progress: OnProgress) -> None:
+        plans = [Frames(with_timeout(end, TIMEOUT_SECONDS)) for end in wiring.plans]
+        super().__init__(workers, plans, say, on_progress)
         self._wiring = wiring
 
     @classmethod
-    def start(cls, config: WorkerConfig, tensor_size: int, num_stages: int, say: Say) -> ProcessWorkers:
+    def start(
+        cls,
+        config: WorkerConfig,
+        tensor_size: int,
+        num_stages: int,
+        say: Say,
+        on_progress: OnProgress = lambda: None,
+    ) -> ProcessWorkers:
         """Start T x P processes, and wait until each has loaded its part.
 
         Raises:
@@ -65,7 +73,7 @@ class ProcessWorkers(Crew[WorkerProcess]):
             wiring.close()
             _end(started)
             raise
-        workers = cls(started, wiring, say)
+        workers = cls(started, wiring, say, on_progress)
         try:
             workers.descriptions = workers._wait_for_all(WorkerDescription)
         except BaseException:

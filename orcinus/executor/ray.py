@@ -24,7 +24,7 @@ from orcinus.executor.child import Deed
 from orcinus.executor.crew import died_of
 from orcinus.executor.network import NetworkWorkers
 from orcinus.parallel import Place, places
-from orcinus.worker.build import Say, WorkerConfig, check_layout
+from orcinus.worker.build import OnProgress, Say, WorkerConfig, check_layout
 
 Spread = Literal["pack", "spread", "strict_spread"]
 
@@ -40,6 +40,7 @@ def start_ray_workers(
     tensor_size: int,
     num_stages: int,
     say: Say,
+    on_progress: OnProgress = lambda: None,
     *,
     spread: Spread = "pack",
     insecure: bool = False,
@@ -70,7 +71,7 @@ def start_ray_workers(
             undo.pop_all()
             return hosts
 
-        return NetworkWorkers.over(config, tensor_size, num_stages, say, host=own_address(), launch=launch)
+        return NetworkWorkers.over(config, tensor_size, num_stages, say, on_progress, host=own_address(), launch=launch)
 
 
 class RayHosts:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from contextlib import closing, suppress
 from typing import NoReturn
 
@@ -15,7 +16,7 @@ import msgspec
 from orcinus.core.plan import IterationPlan
 from orcinus.errors import SystemFault
 from orcinus.executor.frames import Frames
-from orcinus.executor.messages import Done, FromWorker, Ready, Said, Start, WorkerFailed
+from orcinus.executor.messages import Done, FromWorker, GoesOn, Ready, Said, Start, WorkerFailed
 from orcinus.executor.relay import Relay
 from orcinus.parallel import Place
 from orcinus.parallel.wiring import Links
@@ -23,6 +24,8 @@ from orcinus.worker.build import LoadedWorker, Memory, WorkerConfig
 from orcinus.worker.worker import Worker
 
 PR_SET_PDEATHSIG = 1
+# Who looks for progress does so no more often.
+SIGN_SECONDS = 0.5
 
 
 class Parent:
@@ -48,6 +51,20 @@ class Parent:
         """What it grants; None if it has gone or wants nothing more."""
         frame = self._frames.receive()
         return None if frame is None else msgspec.msgpack.decode(frame, type=Memory)
+
+
+class Sign:
+    """Called at every layer: tells the parent that the work goes on, if it hasn't been told just now."""
+
+    def __init__(self, parent: Parent) -> None:
+        self._parent = parent
+        self._given_at = -SIGN_SECONDS
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._given_at >= SIGN_SECONDS:
+            self._given_at = now
+            self._parent.tell(GoesOn())
 
 
 def main(arguments: list[str]) -> int:
@@ -98,7 +115,7 @@ def serve(config: WorkerConfig, place: Place, links: Links, relay: Relay, parent
     memory = parent.memory()
     if memory is None:
         return
-    worker = loaded.with_memory(memory)
+    worker = loaded.with_memory(memory, on_progress=Sign(parent))
     parent.tell(Ready())
     _run(worker, relay, parent, answers=place.answers)
 

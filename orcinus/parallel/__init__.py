@@ -25,6 +25,8 @@ class PeerLost(SystemFault):
 class LinkLost(PeerLost):
     """The network to it is cut: not even its host answers."""
 
+    by_others = True
+
 
 _CUT = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
 

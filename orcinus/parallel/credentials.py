@@ -29,8 +29,14 @@ _VALID = timedelta(days=1)
 
 
 # A host that is cut off says no farewell: after four silent seconds a connection counts as ended, before an engine that
-# waits for a plan counts as hung. Hosts answer for processes that are busy.
-KEEPALIVE = ((socket.TCP_KEEPIDLE, 2), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 2))
+# waits for a plan counts as hung. Hosts answer for processes that are busy. Nobody is asked while words of ours are
+# under way to him, so those have their own four seconds.
+KEEPALIVE = (
+    (socket.TCP_KEEPIDLE, 2),
+    (socket.TCP_KEEPINTVL, 1),
+    (socket.TCP_KEEPCNT, 2),
+    (socket.TCP_USER_TIMEOUT, 4000),
+)
 # An answer is never older than this while they come, and always when they have ceased.
 _SILENCE_MS = 3000
 _TCP_CLOSE = 7

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from orcinus.errors import ConfigurationError
-from orcinus.parallel import PeerLost
+from orcinus.parallel import LinkLost, PeerLost, missed
 from orcinus.parallel.credentials import KEEPALIVE, Credentials, name_of
 
 # Of the driver, who is no worker.
@@ -65,8 +65,10 @@ def dial(address: Address, hello: Hello, own: Credentials) -> ssl.SSLSocket:
     """
     try:
         plain = socket.create_connection(address, PROOF_SECONDS)
+    except TimeoutError as error:
+        raise LinkLost(f"{address[0]} doesn't answer") from error
     except OSError as error:
-        raise PeerLost(f"can't reach {address[0]} port {address[1]}: {error}") from error
+        raise missed(f"can't reach {address[0]} port {address[1]}", error) from error
     end = own.to_dial().wrap_socket(plain, do_handshake_on_connect=False, server_hostname=name_of(hello.listener))
     try:
         end.do_handshake()
@@ -107,7 +109,7 @@ class Listener:
             look: called now and then; raises where there is nobody to wait for.
 
         Raises:
-            PeerLost: somebody has not come in time.
+            LinkLost: somebody has not come in time.
         """
         arrivals = _Arrivals(set(expected))
         deadline = time.monotonic() + seconds
@@ -115,7 +117,7 @@ class Listener:
             while not arrivals.complete:
                 look()
                 if time.monotonic() > deadline:
-                    raise PeerLost(f"of {len(expected)} connections {len(arrivals.found)} have come")
+                    raise LinkLost(f"of {len(expected)} connections {len(arrivals.found)} have come")
                 self._take_one(arrivals)
         except BaseException:
             arrivals.close()

@@ -34,6 +34,7 @@ from orcinus.worker.worker import Worker
 LOAD_PROGRESS_SECONDS = 2.0
 
 Say = Callable[[str], None]
+OnProgress = Callable[[], None]
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,9 +155,7 @@ class LoadedWorker:
             say=say,
         )
 
-    def with_memory(
-        self, memory: Memory, disk: Disk | None = None, on_progress: Callable[[], None] | None = None
-    ) -> Worker:
+    def with_memory(self, memory: Memory, disk: Disk | None = None, on_progress: OnProgress | None = None) -> Worker:
         """Take the memory, and be ready for plans. `on_progress` is called whenever a layer is done."""
         kv = KVCache(self._kv_shape, memory.num_blocks, self.device)
         return Worker(

@@ -126,11 +126,11 @@ def one_fault(
             Group(own, others, model, layout)
             raise AssertionError("the link isn't cut")
         except SystemFault as refusal:
-            refused = str(refusal)
+            refused, refused_by_others = str(refusal), refusal.by_others
         cut[0].heal(cut[1])
         cut[1].heal(cut[0])
     else:
-        refused = ""
+        refused, refused_by_others = "", True
     group = Group(own, others, model, layout)
     answer(group.engine, resumed(requests, found), found)
     group.engine.close()
@@ -141,6 +141,7 @@ def one_fault(
         "by_others": fault.by_others,
         "seconds": noticed,
         "refused": refused,
+        "refused_by_others": refused_by_others,
         "had": had,
         "is_right": found == expected,
         "left": [*left, *(pid for pid in group.pids if Path(f"/proc/{pid}").exists())],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from orcinus.core.clock import VirtualClock
 from orcinus.engine.build import engine_over, worker_config
@@ -39,12 +40,13 @@ class ThreadHosts:
             assert not thread.is_alive(), "a worker doesn't leave"
 
 
-def network_workers(config: EngineConfig) -> NetworkWorkers:
+def network_workers(config: EngineConfig, on_progress: Callable[[], None] = lambda: None) -> NetworkWorkers:
     return NetworkWorkers.over(
         worker_config(config),
         config.tensor_parallel_size,
         config.pipeline_parallel_size,
         lambda _: None,
+        on_progress,
         host=HOST,
         launch=ThreadHosts,
     )

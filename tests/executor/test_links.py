@@ -50,9 +50,11 @@ def test_a_group_whose_link_is_cut_ends_as_one_and_the_next_goes_on_with_the_sam
         assert all(40 <= count < 400 for count in each["had"].values()), "it was amid the answers"
         assert not each["left"], "nobody is left"
         assert not each["memory_left"]
-    stages, driver, stop, _ = found
-    assert all(each["by_others"] for each in (stages, driver, stop)), "no request is to blame"
+        assert each["by_others"], "no request is to blame"
+        assert each["refused_by_others"], each["refused"]
+    stages, driver, stop, ranks = found
     assert "timed out" in stages["words"]
+    assert "timed out" in ranks["words"]
     assert "timed out" in driver["words"]
     assert "worker 1 (stage 1, rank 0) is cut off" in driver["words"]
     assert "worker 1 (stage 1, rank 0) was stopped" in stop["words"]

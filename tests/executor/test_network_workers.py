@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,13 @@ from orcinus.core.request import Request, SamplingParams
 from orcinus.engine.build import engine_over, worker_config
 from orcinus.engine.loop import Engine
 from orcinus.errors import CheckpointError, ConfigurationError
-from orcinus.executor import WorkerDied
+from orcinus.executor import WorkerDied, worker_process
 from orcinus.executor.inline import InlineWorkers
 from orcinus.executor.joining import connections
 from orcinus.executor.network import NetworkWorkers
 from orcinus.parallel.handshake import Channel
 
+LAYERS = 4
 pytestmark = pytest.mark.slow
 
 
@@ -50,6 +52,27 @@ def test_the_bits_are_those_of_shared_memory(dtype: str, layout: tuple[int, int]
     assert run(network, mixed(20)) == run(shared, mixed(20))
     shared.close()
     network.close()
+
+
+def test_an_iteration_shows_its_progress_layer_by_layer(random_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if each layer took that long.
+    monkeypatch.setattr(worker_process, "SIGN_SECONDS", 0.0)
+    config = config_of(random_llama, 2, 2)
+    signs: list[None] = []
+    workers = network_workers(config, lambda: signs.append(None))
+    engine, _ = engine_over(workers, config, VirtualClock())
+    signs.clear()
+    params = SamplingParams(temperature=0, max_tokens=1, seed=0)
+    engine.add(Request(request_id="r", prompt=prompts(1)[0], params=params))
+    run_on(engine)
+    # Of each rank all layers of its stage, in each iteration.
+    expected = engine.scheduler.num_iterations * LAYERS * 2
+    deadline = time.monotonic() + 60
+    while len(signs) < expected:
+        assert time.monotonic() < deadline, signs
+        workers.check()
+    assert len(signs) == expected
+    engine.close()
 
 
 def test_one_that_is_cut_off_is_named_and_the_others_leave(random_llama: Path) -> None:

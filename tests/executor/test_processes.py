@@ -28,10 +28,9 @@ from orcinus.executor.processes import ProcessWorkers
 pytestmark = pytest.mark.slow
 
 
-def start(config: EngineConfig) -> tuple[Engine, ProcessWorkers]:
-    workers = ProcessWorkers.start(
-        worker_config(config), config.tensor_parallel_size, config.pipeline_parallel_size, lambda _: None
-    )
+def start(config: EngineConfig, on_progress: Callable[[], None] = lambda: None) -> tuple[Engine, ProcessWorkers]:
+    layout = (config.tensor_parallel_size, config.pipeline_parallel_size)
+    workers = ProcessWorkers.start(worker_config(config), *layout, lambda _: None, on_progress)
     return engine_over(workers, config, VirtualClock())[0], workers
 
 
@@ -66,8 +65,10 @@ def test_processes_decide_and_answer_as_one_process_does(random_llama: Path) -> 
     alone = config_of(random_llama, 1, 2)
     inline, _ = engine_over(InlineWorkers(worker_config(alone), lambda _: None), alone, VirtualClock())
     expected = run(inline, mixed(30))
-    engine, workers = start(config)
+    signs: list[None] = []
+    engine, workers = start(config, lambda: signs.append(None))
     found = run(engine, mixed(30))
+    assert len(signs) >= 4, "each of them has shown that it works"
     assert tokens_of(found) == tokens_of(expected)
     threads = engine_of_threads(config_of(random_llama, 2, 1))
     assert found == run(threads, mixed(30)), "the bits of two slices"

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("ray", reason="needs the extra ray", exc_type=ModuleNotFoundError)
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
 
-from ray_cluster import drive, ray_cluster
+from ray_cluster import HERE, SECONDS, ray_cluster
 from ray_driver import answered
 from test_layouts import config_of, start
 from test_processes import is_gone, wait_until
@@ -37,8 +38,15 @@ def cluster() -> Iterator[Environment]:
 
 @pytest.fixture(scope="module")
 def open_cluster() -> Iterator[Environment]:
-    with ray_cluster(mode="disabled", num_nodes=1) as environment:
+    with ray_cluster(mode="disabled", hosts=HERE[:1]) as environment:
         yield environment
+
+
+def drive(environment: Environment, program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A driver in a process of its own: Ray reads its environment once in a process's life."""
+    return subprocess.run(
+        [sys.executable, str(program), *arguments], env=environment, capture_output=True, text=True, timeout=2 * SECONDS
+    )
 
 
 def driven(environment: Environment, what: str, model: Path, layout: tuple[int, int]) -> dict:

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("ray", reason="needs the extra ray", exc_type=ModuleNotFoundError)
 sys.path.append(str(Path(__file__).parents[1] / "clients"))
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
 
 from openai import OpenAI
 from ray_cluster import ray_cluster

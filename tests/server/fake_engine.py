@@ -266,8 +266,11 @@ def main() -> None:
     parser.add_argument("--crash-after", type=int, default=0)
     parser.add_argument("--labels", default="", help="of a classifier; then nothing is generated")
     parser.add_argument("--fail", help="message to fail with before being ready")
+    parser.add_argument("--fail-while", type=Path, help="only while this file is there")
     parser.add_argument("--exit-code", type=int, default=1)
     options = parser.parse_args()
+    if options.fail_while and not options.fail_while.exists():
+        options.fail = None
     engine = FakeEngine(options)
     if options.fail:
         engine.control.send(Failed(options.fail, options.exit_code))

@@ -18,7 +18,8 @@ from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason, Request, SamplingParams, pack_tokens, unpack_tokens
 from orcinus.engine.child import private_directory
 from orcinus.engine.client import EngineClient, Stream
-from orcinus.engine.supervisor import EngineSupervisor
+from orcinus.engine.process import FOREIGN_END
+from orcinus.engine.supervisor import MAX_SHORT_LIVES, EngineSupervisor
 from orcinus.errors import CheckpointError, ConfigurationError, EngineDied
 
 pytestmark = pytest.mark.slow
@@ -191,6 +192,23 @@ def test_an_engine_that_is_stopped_while_it_starts_is_replaced(tmp_path: Path) -
         await whole_answers(house, [house.client.submit(request("r"))])
 
     run(tmp_path, body)
+
+
+def test_starts_that_others_thwart_are_tried_again_for_as_long_as_it_takes(tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
+
+    async def body(house: House) -> None:
+        stream = house.client.submit(request("r", max_tokens=300))
+        await anext(stream)
+        cut.touch()
+        os.kill(house.engine_pid(), signal.SIGKILL)
+        while house.supervisor._num_lives < 2 + 2 * MAX_SHORT_LIVES:
+            await asyncio.sleep(0.01)
+        cut.unlink()
+        rest = await read(stream)
+        assert 1 + sum(len(one.tokens) for one in rest) == 300
+
+    run(tmp_path, body, "--fail", "the link is cut", "--fail-while", str(cut), "--exit-code", str(FOREIGN_END))
 
 
 def test_one_request_that_kills_engines_is_found_and_refused_and_the_others_finish(tmp_path: Path) -> None:
