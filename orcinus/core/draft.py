@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import inf
 
+from orcinus.core.kv.tiers import Found
 from orcinus.core.plan import FED_BACK, BlockCopy, BlockDelta, IterationPlan, NewSequence, Output, Swap, Work
 from orcinus.core.request import ServiceClass, pack_tokens
 from orcinus.core.sequence import Sequence, SequenceState
@@ -49,9 +50,22 @@ class Entry:
         return self.incarnation == sequence.incarnation and sequence.state is not SequenceState.FINISHED
 
 
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Blocks that a plan in flight brings back for `sequence`, behind the first `start` blocks of its tokens."""
+
+    sequence: Sequence
+    start: int
+    found: list[Found]
+    blocks: list[int]
+
+
 @dataclass(slots=True)
 class PlanInFlight:
-    """What `update` needs when the result of `iteration` comes back; `pins` are lifted then."""
+    """What `update` needs when the result of `iteration` comes back; `pins` are lifted then.
+
+    `swaps` are all of the plan's; `fetches` are those that nobody in it waits for.
+    """
 
     iteration: int
     entries: list[Entry]
@@ -60,6 +74,7 @@ class PlanInFlight:
     decodes: int = 0
     prefill_tokens: int = 0
     swaps: tuple[Swap, ...] = ()
+    fetches: list[Fetch] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -146,7 +161,14 @@ class Draft:
         sequence.in_flight += 1
         sequence.last_iteration = iteration
 
-    def finish(self, epoch: int, iteration: int, finished: list[int], swaps: tuple[Swap, ...] = ()) -> IterationPlan:
+    def finish(
+        self,
+        epoch: int,
+        iteration: int,
+        finished: list[int],
+        swaps: tuple[Swap, ...] = (),
+        ahead: tuple[Swap, ...] = (),
+    ) -> IterationPlan:
         """The plan as the workers get it."""
         return IterationPlan(
             epoch,
@@ -157,6 +179,7 @@ class Draft:
             tuple(self.copies),
             tuple(finished),
             swaps,
+            ahead,
         )
 
     def _tell_state(self, sequence: Sequence) -> None:

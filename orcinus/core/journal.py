@@ -77,6 +77,15 @@ class Restored(msgspec.Struct, frozen=True, tag="restored"):
     blocks: int
 
 
+class Fetched(msgspec.Struct, frozen=True, tag="fetched"):
+    """So many `blocks` of a sequence's KV come back from host or disk ahead of its turn."""
+
+    at: float
+    request_id: str
+    index: int
+    blocks: int
+
+
 class Lost(msgspec.Struct, frozen=True, tag="lost"):
     """A sequence has to compute what the disk didn't hold after all."""
 
@@ -218,6 +227,7 @@ Event = (
     | Evicted
     | Spilled
     | Restored
+    | Fetched
     | Lost
     | Admitted
     | Scheduled

@@ -82,10 +82,10 @@ class SwapOut(msgspec.Struct, frozen=True, array_like=True, tag="out"):
 
 
 class SwapIn(msgspec.Struct, frozen=True, array_like=True, tag="in"):
-    """Copy `slot` to device block `block`, for `seq_id`, which has work in this plan.
+    """Copy `slot` to device block `block`, for `seq_id`, which has work in this plan, or will have in a later one.
 
     If the slot bears another label than `generation`, nothing is copied: a host's slot then fails the sequence, for
-    core has made a mistake; a disk's slot is `IterationResult.lost`.
+    core has made a mistake; a disk's slot, or what nobody in this plan waits for, is `IterationResult.lost`.
     """
 
     slot: int
@@ -117,7 +117,11 @@ class Work(msgspec.Struct, frozen=True, array_like=True):
 
 
 class IterationPlan(msgspec.Struct, frozen=True, array_like=True):
-    """One iteration. Applied in order: finished, new, block_deltas, swaps, copies; then work."""
+    """One iteration. Applied in order: finished, new, block_deltas, swaps, copies; then work.
+
+    `ahead` comes after `swaps` and before those of the next plan. The work neither writes nor reads what it reads or
+    writes, so both can go on at the same time.
+    """
 
     epoch: int
     iteration: int
@@ -127,6 +131,7 @@ class IterationPlan(msgspec.Struct, frozen=True, array_like=True):
     copies: tuple[BlockCopy, ...] = ()
     finished: tuple[int, ...] = ()
     swaps: tuple[Swap, ...] = ()
+    ahead: tuple[Swap, ...] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -6,6 +6,7 @@ from math import inf
 
 from orcinus.core import gang as gangs
 from orcinus.core import journal as why
+from orcinus.core.ahead import Ahead
 from orcinus.core.draft import Draft, PlanInFlight, chunk_end
 from orcinus.core.kv.tiers import Found
 from orcinus.core.pace import TokenBudget
@@ -29,6 +30,7 @@ class Planner:
             state.pace, config.max_batch_tokens, config.block_size, config.target_iteration_seconds
         )
         self._evens = config.even_plans and config.num_stages > 1
+        self._ahead = Ahead(state, self.preempt)
         self._num_evicted = self._num_spilled = self._num_stored = 0
 
     def schedule(self, now: float) -> IterationPlan | None:
@@ -45,14 +47,21 @@ class Planner:
         draft = self._new_draft(runnable)
         if self._evens:
             runnable = self._shared_out(draft, due, runnable)
+        self._serve_all(draft, runnable, now)
+        if runnable and not draft.work:
+            # All decodes lack blocks. Who is pinned and prefills can go on, if what was set aside for them is given back.
+            draft.prefill_left = draft.limit_left = self._state.config.max_batch_tokens
+            self._serve_all(draft, [each for each in runnable if not each[1].is_decoding], now)
+        self._admit(draft, now)
+        return self._issue(draft, now) if draft.work else None
+
+    def _serve_all(self, draft: Draft, runnable: Runnable, now: float) -> None:
         for group, sequence in runnable:
             if draft.slots_left == 0:
                 break
             # It may have been preempted by an elder in this very pass.
             if sequence.state is SequenceState.RUNNING and self._may_join(draft, group, sequence, now):
                 self._serve(draft, group, sequence, now)
-        self._admit(draft, now)
-        return self._issue(draft, now) if draft.work else None
 
     @property
     def has_evicted(self) -> bool:
@@ -318,11 +327,13 @@ class Planner:
     def _issue(self, draft: Draft, now: float) -> IterationPlan:
         state = self._state
         swaps = state.tiers.take()
-        plan = draft.finish(state.epoch, state.num_iterations, state.forget, swaps)
+        fetches = self._ahead.swap(draft, swaps, now)
+        ahead = state.tiers.take()
+        plan = draft.finish(state.epoch, state.num_iterations, state.forget, swaps, ahead)
         pins = [copy.source for copy in draft.copies]
-        state.in_flight.append(
-            PlanInFlight(state.num_iterations, draft.entries, pins, now, draft.num_decodes, draft.num_prefilled, swaps)
-        )
+        in_flight = PlanInFlight(state.num_iterations, draft.entries, pins, now, draft.num_decodes, draft.num_prefilled)
+        in_flight.swaps, in_flight.fetches = swaps + ahead, fetches
+        state.in_flight.append(in_flight)
         self.tell_evicted(now)
         self._note_spills(now)
         work = [(work.seq_id, work.start, work.num_tokens) for work in plan.work]

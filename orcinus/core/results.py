@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from orcinus.core import gang
 from orcinus.core import journal as why
+from orcinus.core.ahead import arrive
 from orcinus.core.draft import Entry, PlanInFlight
 from orcinus.core.plan import NUMERICAL_ERROR, IterationResult, SequenceFailure, SequenceOutput, SwapIn
 from orcinus.core.progress import Progress
@@ -36,6 +37,7 @@ class Results:
         plan = state.in_flight.popleft()
         assert plan.iteration == result.iteration, f"collected {result.iteration}, the oldest is {plan.iteration}"
         state.pool.unpin(plan.pins)
+        arrive(state, plan, frozenset(result.lost))
         if self.watches_time:
             ran = [entry.sequence for entry in plan.entries if not entry.sequence.is_finished]
             groups = {sequence.request.request_id: state.group_of(sequence) for sequence in ran}

@@ -201,6 +201,8 @@ class Scheduler:
             entry.sequence.num_pending = 0
         for plan in state.in_flight:
             state.pool.unpin(plan.pins)
+            for fetch in plan.fetches:
+                state.pool.unpin(fetch.blocks)
         state.tiers.abandon([plan.swaps for plan in state.in_flight], kv_lost=kv_lost)
         state.in_flight.clear()
         for group in self.groups() if kv_lost else self._interrupted_in_copy(entries):

@@ -224,7 +224,7 @@ class PrefixWorker:
             table = self.sequences[delta.seq_id].table
             assert delta.start <= len(table), "a block delta leaves a gap"
             table[delta.start :] = unpack_tokens(delta.blocks)
-        for swap in plan.swaps:
+        for swap in (*plan.swaps, *plan.ahead):
             self._swap(swap)
         for copy in plan.copies:
             self.slots[copy.target] = dict(self.slots[copy.source])

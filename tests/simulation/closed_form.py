@@ -196,9 +196,14 @@ class Worker:
         self.apply_state(plan, copies=trouble is None or not trouble.in_copies)
         if trouble is not None:
             self._break(plan, trouble)
+        # Beside the work: it must not matter which comes first.
+        if plan.iteration % 2:
+            self.apply_ahead(plan)
         for work in plan.work:
             if work.seq_id not in self._in_vain:
                 self.write(work)
+        if not plan.iteration % 2:
+            self.apply_ahead(plan)
         outputs, failures = [], []
         for work in plan.work:
             held = self.sequences[work.seq_id]
@@ -221,7 +226,9 @@ class Worker:
 
     def _spoil_disk(self, plan: IterationPlan, which: int) -> None:
         """One slot can't be read any more; one that somebody is about to read, if there is one."""
-        wanted = [swap.slot for swap in plan.swaps if isinstance(swap, SwapIn) and swap.slot in self.disk]
+        wanted = [
+            swap.slot for swap in (*plan.swaps, *plan.ahead) if isinstance(swap, SwapIn) and swap.slot in self.disk
+        ]
         disk = wanted or list(self.disk)
         if disk:
             del self.elsewhere[disk[which % len(disk)]]
@@ -234,7 +241,7 @@ class Worker:
                 held.failed_with = held.failed_with or trouble.code
 
     def apply_state(self, plan: IterationPlan, *, copies: bool = True) -> None:
-        """Everything of the plan but its work."""
+        """Everything of the plan that its work needs."""
         if plan.epoch != self._epoch:
             assert plan.epoch > self._epoch, "a plan of an older epoch was issued"
             self.sequences.clear()
@@ -254,6 +261,13 @@ class Worker:
         for copy in plan.copies if copies else ():
             assert copy.source in self.slots, "a block is copied that nobody has written"
             self.slots[copy.target] = list(self.slots[copy.source])
+
+    def apply_ahead(self, plan: IterationPlan) -> None:
+        """What nobody in the plan waits for."""
+        for swap in plan.ahead:
+            self._swap(swap)
+        waited = {swap.seq_id for swap in plan.swaps if isinstance(swap, SwapIn)}
+        self._in_vain &= waited
 
     def _swap(self, swap: Swap) -> None:
         match swap:

@@ -262,6 +262,8 @@ class World:
             self.worker.apply_state(unrun.plan)
             for work in unrun.plan.work[: units - 1]:
                 self.worker.write(work)
+            if units % 2:
+                self.worker.apply_ahead(unrun.plan)
 
     def crash(self) -> None:
         """The front end submits what is open to the next engine, and says what has ended outside."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from orcinus.core.kv.radix import RadixTree
 
@@ -43,6 +43,11 @@ class BlockPool:
         return len(self._free) + len(self._cached)
 
     @property
+    def num_unused(self) -> int:
+        """Blocks that hold nothing anybody could find."""
+        return len(self._free)
+
+    @property
     def num_cached(self) -> int:
         """Blocks that nobody uses and the tree holds."""
         return len(self._cached)
@@ -51,6 +56,10 @@ class BlockPool:
     def num_limbo(self) -> int:
         """Blocks that become free or cached once the plans in flight are collected."""
         return self._num_limbo
+
+    def cached(self) -> Iterator[int]:
+        """The cached ones, in the order in which they will be taken."""
+        return iter(self._cached)
 
     def references(self, block: int) -> int:
         """Owners of `block`."""

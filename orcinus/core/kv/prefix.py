@@ -45,14 +45,23 @@ class PrefixCache:
         """The blocks that come next for `sequence`, which isn't in flight and computes from where the tree ends, and
         that host or disk have."""
         first = sequence.num_shared_blocks
-        full = (sequence.num_tokens - 1) // self._block_size
-        if not self._tiers.is_enabled or first >= full or sequence.num_scheduled != first * self._block_size:
+        if not self._tiers.is_enabled or sequence.num_scheduled != first * self._block_size:
             return []
         if not self._may_find(sequence.request) or not self.is_keeper(sequence):
             return []
-        above = sequence.table.blocks[first - 1] if first else None
+        return self._find_behind(sequence, sequence.table.blocks[:first])
+
+    def find_ahead(self, sequence: Sequence) -> tuple[list[int], list[Found]]:
+        """What `sequence`, which has no KV, would find if it began now: in the tree, and behind that elsewhere."""
+        path = self.find(sequence)
+        return path, self._find_behind(sequence, path) if self._may_find(sequence.request) else []
+
+    def _find_behind(self, sequence: Sequence, path: list[int]) -> list[Found]:
+        first, full = len(path), (sequence.num_tokens - 1) // self._block_size
+        if first >= full:
+            return []
         tokens = sequence.tokens[first * self._block_size : full * self._block_size].tobytes()
-        return self._tiers.find(Namespace.of(sequence.request), above, tokens)
+        return self._tiers.find(Namespace.of(sequence.request), path[-1] if path else None, tokens)
 
     def take(self, sequence: Sequence, blocks: list[int]) -> None:
         """`sequence`, which has computed nothing, begins behind `blocks`, just found."""
@@ -88,6 +97,12 @@ class PrefixCache:
                     pins.append(own)
                 sequence.table.replace(entry, block, self._pool)
         sequence.num_shared_blocks = full
+
+    def adopt(self, sequence: Sequence, path: list[int], blocks: list[int]) -> None:
+        """`blocks` hold what follows in the tokens of `sequence` behind `path`, of the tree."""
+        first = len(path)
+        tokens = sequence.tokens[first * self._block_size : (first + len(blocks)) * self._block_size]
+        self._tree.extend(Namespace.of(sequence.request), path[-1] if path else None, tokens.tobytes(), blocks)
 
     def is_keeper(self, sequence: Sequence) -> bool:
         """What it computes will be shared. Not what follows on a failed request's KV, and not an encoder's."""

@@ -72,7 +72,7 @@ class Tiers:
             self.disk: recompute - sizes.disk_block_seconds,
         }
         # It has to go out first.
-        self._spills = sizes.num_host_blocks > 0 and recompute > 2 * sizes.host_block_seconds
+        self.spills = sizes.num_host_blocks > 0 and recompute > 2 * sizes.host_block_seconds
         self._stores = sizes.num_disk_blocks > 0 and self._gains[self.disk] > 0
         # Of each key in a tier the one before it, and of each such one those behind it.
         self._parents: dict[bytes, bytes] = {}
@@ -93,8 +93,12 @@ class Tiers:
 
     def spill(self, block: int) -> None:
         """`block`, cached, is about to be taken for other KV."""
-        if self._spills and self._put(self.host, block):
+        if self.spills and self._put(self.host, block):
             self.num_spilled += 1
+
+    def has(self, block: int) -> bool:
+        """`block`, cached, can be taken and nothing needs copying first."""
+        return self.host.find(self._keys.of(block)) is not None
 
     def store(self, blocks: Iterable[int]) -> None:
         """`blocks` are full, and the tree's from now on."""
@@ -161,6 +165,14 @@ class Tiers:
         """One of `found` has to be read from disk, and that may fail."""
         return any(each.slot in self.disk for each in found)
 
+    def hold(self, found: Iterable[Found]) -> bool:
+        """All of `found` is still where it was."""
+        tiers = (self.host, self.disk)
+        return all(
+            any(each.slot in tier and tier.key_at(each.slot, each.generation) == each.key for tier in tiers)
+            for each in found
+        )
+
     def take(self) -> tuple[Swap, ...]:
         """For the plan that goes out now."""
         swaps, self._swaps = tuple(self._swaps), []
@@ -169,11 +181,12 @@ class Tiers:
     # ---- what isn't there any more
 
     def lose(self, slots: Iterable[tuple[int, int]]) -> None:
-        """The disk doesn't hold what these slots were given in these generations."""
+        """These slots don't hold what they were given in these generations."""
         for slot, generation in slots:
-            key = self.disk.key_at(slot, generation)
+            tier = self.host if slot in self.host else self.disk
+            key = tier.key_at(slot, generation)
             if key is not None:
-                self._drop(self.disk, key)
+                self._drop(tier, key)
                 self.num_lost += 1
 
     def forget(self, block: int) -> None:

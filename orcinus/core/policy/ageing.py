@@ -71,6 +71,18 @@ class Ages:
         """When the next one becomes overdue."""
         return self._next()
 
+    def due_by(self, at: float) -> list[RequestView]:
+        """Those that become overdue by then, if nobody is served. Changes nothing: of the heap its top is looked at."""
+        due, places = dict[int, RequestView](), [0]
+        while places:
+            place = places.pop()
+            if place < len(self._heap) and self._heap[place][0] <= at:
+                places += (2 * place + 1, 2 * place + 2)
+                age = self._ages.get(self._heap[place][1])
+                if age is not None and not age.is_overdue and age.due_at <= at:
+                    due[age.view.number] = age.view
+        return list(due.values())
+
     def _next(self) -> float:
         while self._heap:
             at, number = self._heap[0]

@@ -74,6 +74,8 @@ class Policy(Protocol):
     watches_service: bool
     # It wants `on_time`, or others want the pace that it is told.
     watches_time: bool
+    # It knows when somebody's turn comes: `quantum_left` and `due_by` say something.
+    foresees: bool
 
     def __init__(self, facts: Facts) -> None: ...
 
@@ -109,6 +111,14 @@ class Policy(Protocol):
         """An iteration with work for this request took `seconds`."""
         ...
 
+    def quantum_left(self, view: RequestView) -> float:
+        """Seconds of service before it makes way for others."""
+        ...
+
+    def due_by(self, at: float) -> Sequence[RequestView]:
+        """Those whose turn comes before `at` whoever else there is. O(their number)."""
+        ...
+
     def changed(self, waiting: Sequence[RequestView], now: float) -> Sequence[RequestView] | None:
         """Whose rank may differ since this was asked last; None if it may be anybody's."""
         ...
@@ -126,6 +136,7 @@ class PlainPolicy:
     keeps_arrival_order = False
     watches_service = True
     watches_time = False
+    foresees = False
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
@@ -148,6 +159,14 @@ class PlainPolicy:
 
     def on_time(self, view: RequestView, seconds: float, now: float) -> None:
         """Time changes nothing."""
+
+    def quantum_left(self, view: RequestView) -> float:
+        """For ever."""
+        return inf
+
+    def due_by(self, at: float) -> Sequence[RequestView]:
+        """Nobody."""
+        return ()
 
     def changed(self, waiting: Sequence[RequestView], now: float) -> Sequence[RequestView] | None:
         """Nobody's."""

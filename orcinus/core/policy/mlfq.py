@@ -35,6 +35,7 @@ class Mlfq(PlainPolicy):
     name = "mlfq"
     displacing: Displacing = "order"
     watches_time = True
+    foresees = True
 
     def __init__(self, facts: Facts) -> None:
         super().__init__(facts)
@@ -91,9 +92,18 @@ class Mlfq(PlainPolicy):
         if job is None:
             return
         job.used += seconds
-        if job.used >= self.first_quantum * RATIO**job.level and job.level < _MOST_LEVELS:
+        if self.quantum_left(view) <= 0.0 and job.level < _MOST_LEVELS:
             self._move(view, job, job.level + 1)
             self.num_demotions += 1
+
+    def quantum_left(self, view: RequestView) -> float:
+        """Of its level."""
+        job = self._jobs[view.number]
+        return self.first_quantum * RATIO**job.level - job.used
+
+    def due_by(self, at: float) -> Sequence[RequestView]:
+        """Those that will be overdue."""
+        return self._ages.due_by(at)
 
     def changed(self, waiting: Sequence[RequestView], now: float) -> Sequence[RequestView] | None:
         """Those that were demoted, promoted or served in time."""
