@@ -25,7 +25,8 @@ from collections import Counter
 from pathlib import Path
 
 import aiohttp
-from faults import MODEL, Server, leave, ready
+from faults import MODEL, leave, ready
+from served import Server
 from tqdm import tqdm
 
 TENANTS = ("key-of-anna", "key-of-ben", "key-of-cleo")
