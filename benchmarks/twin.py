@@ -52,6 +52,7 @@ _BOUNDS = {
     "mean E2EL, ms": 0.05,
     "p95 TTFT, ms": 0.10,
     "preemptions": 0.05,
+    "hit rate, %": 0.05,
 }
 
 
@@ -131,8 +132,10 @@ def accept(options: argparse.Namespace) -> None:
 class _Case:
     """One setting that the profile has not seen."""
 
-    def __init__(self, name: str, load: float, lengths: tuple[str, str], **config: object) -> None:
-        self.name, self.load, self.lengths, self.config = name, load, lengths, config
+    def __init__(
+        self, name: str, load: float, lengths: tuple[str, str], workload: str = "independent", **config: object
+    ) -> None:
+        self.name, self.load, self.lengths, self.workload, self.config = name, load, lengths, workload, config
 
 
 _CASES = (
@@ -141,6 +144,10 @@ _CASES = (
     _Case("long answers, load 0.7", 0.7, ("lognormal:60:0.6:300", "lognormal:60:0.6:200")),
     _Case("budget 96, load 0.7", 0.7, ("uniform:8:200", "uniform:2:30"), max_batch_tokens=96),
     _Case("reserve, saturated", 3.0, ("uniform:8:200", "uniform:2:30"), admission="reserve", num_blocks=120),
+    _Case(
+        "mlfq, 8 at a time, load 0.9", 0.9, ("uniform:8:100", "lognormal:12:1.2:200"), policy="mlfq", max_batch_size=8
+    ),
+    _Case("shared prefixes, load 0.7", 0.7, ("uniform:8:60", "uniform:2:30"), workload="shared-prefix"),
     _Case("24 blocks, saturated", 3.0, ("uniform:8:60", "uniform:40:160"), num_blocks=24),
 )
 
@@ -177,6 +184,7 @@ def _compare(case: _Case, profile: Profile, rig: _Rig, count: int) -> None:
         "mean E2EL, ms": lambda f: f.e2el.mean * 1000,
         "p95 TTFT, ms": lambda f: f.ttft.p95 * 1000,
         "preemptions": lambda f: f.preemptions,
+        "hit rate, %": lambda f: f.hit_rate * 100,
     }
     for name, figure in figures.items():
         values = sorted(map(figure, real))
@@ -191,7 +199,15 @@ def _compare(case: _Case, profile: Profile, rig: _Rig, count: int) -> None:
 def _real_jobs(case: _Case, rate: float, count: int, vocab_size: int) -> Iterator[Job]:
     """Prompts that the vocabulary holds; answers end at their limit, for the real model has a mind of its own."""
     prompts, outputs = case.lengths
-    load = WorkloadConfig(rate=rate, num_requests=count, prompt_lengths=prompts, output_lengths=outputs, seed=9)
+    load = WorkloadConfig(
+        rate=rate,
+        num_requests=count,
+        workload=case.workload,
+        prompt_lengths=prompts,
+        output_lengths=outputs,
+        prefix_tokens=200,
+        seed=9,
+    )
     for job in make_jobs(load):
         job.prompt = (np.frombuffer(job.prompt, dtype=np.uint32) % np.uint32(vocab_size)).tobytes()
         job.max_tokens = job.output
