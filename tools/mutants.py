@@ -4,7 +4,8 @@
     python tools/mutants.py machine --count 260 --minutes 25 --out mutants.json
 
 Each bug goes into a copy of orcinus/core in a temporary folder. A tenth of `--seeds` lives run until one fails; if none
-does, tests/core has a try; then all of the lives. What is left are holes in the net, or changes that change nothing.
+does, tests/core has a try; then all of the lives; then the twin's leaps. What is left are holes in the net, or changes
+that change nothing.
 With `--out` it goes on where it was stopped, and with `--again` it tries once more what nobody has caught.
 """
 
@@ -103,7 +104,11 @@ class Bench:
         shutil.copytree(self._package / "core", self.core, ignore=shutil.ignore_patterns("__pycache__"))
         (self.core / file).write_text(source)
         begin = time.monotonic()
-        nets = [self._by_leaps] if file == LEAPS else [self._by_few, lambda: self._by_tests(file), self._by_all]
+        nets = (
+            [self._by_leaps]
+            if file == LEAPS
+            else [self._by_few, lambda: self._by_tests(file), self._by_all, self._by_leaps]
+        )
         by, detail = next((found for net in nets if (found := net())[0] != "nothing"), ("nothing", ""))
         return Verdict(name, by, detail, round(time.monotonic() - begin, 1))
 

@@ -409,6 +409,24 @@ def test_tenants_that_left_are_forgotten_in_the_end():
     assert len(fair._tenants) <= 200
 
 
+def test_tenants_that_left_are_forgotten_though_one_stays_that_got_less():
+    fair = Fair(facts())
+    fair.enter(view(0, tenant="modest"), 0.0)
+    for number in range(1, 1000):
+        fair.enter(each := view(number, tenant=f"t{number}"), 0.0)
+        fair.on_service(each, number, 0.0)
+        fair.leave(each)
+        assert len(fair._tenants) <= 2 * 1 + 64, "twice those that are here, and a few more"
+    assert {"modest", "t999"} <= set(fair._tenants), "who got most is remembered, and who is here"
+
+
+def test_with_one_tenant_the_order_is_that_of_arrival():
+    fair = Fair(facts())
+    fair.enter(view(0, tenant="a"), 0.0)
+    fair.on_service(view(0, tenant="a"), 5, 0.0)
+    assert fair.changed([], 0.0) == ()
+
+
 # ---- deadlines at the door
 
 
