@@ -248,6 +248,15 @@ def test_an_abort_of_one_answer_ends_the_search():
     world.drain()
 
 
+def test_an_abort_of_a_beam_that_is_no_answer_means_nobody():
+    world = World(roomy())
+    world.add(searching(width=3, n=2, max_tokens=5, eos=()))
+    world.step()
+    assert world.abort("r", 2) == []
+    world.drain()
+    assert len(finished(world, "r")) == 2
+
+
 def test_a_beam_that_fails_ends_the_search_and_tells_it_once_for_each_answer():
     world = World(roomy())
     world.add(searching(width=4, n=2, max_tokens=30, eos=()))
