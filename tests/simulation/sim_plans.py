@@ -9,7 +9,7 @@ from sim_checks import ceil_div
 from sim_clients import Client
 
 from orcinus.core.core import Collect, Decision, Expired, Submit
-from orcinus.core.plan import NUMERICAL_ERROR, IterationPlan, IterationResult, NewSequence, Output, Work
+from orcinus.core.plan import NUMERICAL_ERROR, IterationPlan, IterationResult, NewSequence, Output, SwapIn, Work
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason, ServiceClass, unpack_tokens
 from orcinus.core.sequence import Sequence, SequenceGroup
@@ -142,9 +142,18 @@ def check_decision(world: World, before: Before, decision: Decision) -> None:
     _check_overtaking(world, before)
     if isinstance(decision, Submit):
         _check_gangs(world, decision.plan, before.gangs)
+        _check_reason(world, before)
     if has_room and world.journal.counts["Preempted"] == before.num_preempted:
         plan = decision.plan if isinstance(decision, Submit) else None
         _check_nobody_idles(world, plan, before)
+
+
+def _check_reason(world: World, before: Before) -> None:
+    """Who is first in line knows why it waits; but if preempted just now, or behind what can't be cut."""
+    head = next(iter(world.scheduler.waiting), None)
+    if head is None or world.journal.counts["Preempted"] > before.num_preempted:
+        return
+    assert head.blocked_by or any(g.request.is_whole for g in world.scheduler.running), "somebody waits, and isn't told"
 
 
 def _check_gangs(world: World, plan: IterationPlan, gangs: list[set[int]]) -> None:
@@ -238,6 +247,13 @@ def check_ledger(progress: list[Progress], due: Due) -> None:
     got = {(p.request_id, p.index): p.tokens for p in progress if p.finish_reason is not FinishReason.ERROR}
     missing = {key: tokens for key, tokens in due.items() if got.get(key) != tokens}
     assert not missing, "I9: tokens were made and not delivered"
+
+
+def count_in_vain(world: World, plan: IterationPlan, result: IterationResult) -> int:
+    """Sequences whose KV could not be read from disk, and that still want it."""
+    sequences, lost = world.sequences(), set(result.lost)
+    reading = {swap.seq_id for swap in plan.swaps if isinstance(swap, SwapIn) and (swap.slot, swap.generation) in lost}
+    return sum(seq_id in sequences and sequences[seq_id].reads_disk for seq_id in reading)
 
 
 def doubtful_blocks(world: World, result: IterationResult) -> list[tuple[Sequence, list[int]]]:
