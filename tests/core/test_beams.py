@@ -187,7 +187,18 @@ def test_beams_share_blocks_and_dropped_ones_free_theirs_at_once():
     for event in chosen:
         assert event.blocks < event.blocks_unshared, "the prompt's full blocks at least are shared"
         assert event.blocks_unshared <= 4 * math.ceil((13 + 24) / 4)
+        assert set(event.parents) <= {-1, 0, 1, 2, 3}
     assert any(set(event.parents) != {0, 1, 2, 3} for event in chosen), "no beam was ever dropped"
+
+
+def test_where_no_beam_is_yet_the_journal_names_no_parent():
+    world = World(roomy())
+    world.add(searching(prompt=13, width=4, max_tokens=2, eos=()))
+    beams = world.scheduler.groups()[0].beams
+    beams._search = BeamSearch(width=2)
+    world.drain()
+    (event,) = [event for event in world.journal if isinstance(event, BeamsChosen)]
+    assert event.parents == (0, 0, -1, -1)
 
 
 def test_a_beam_copies_a_shared_block_only_when_it_writes_into_it_and_the_last_one_not_at_all():

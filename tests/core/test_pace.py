@@ -82,6 +82,37 @@ def test_a_plan_in_flight_knows_its_decodes_and_prompt_tokens():
     world.drain()
 
 
+class Noting(Pace):
+    """It remembers what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[float] = []
+
+    def observe(self, decodes: int, prefill_tokens: int, seconds: float) -> None:
+        self.told.append(seconds)
+
+
+def test_an_iteration_takes_from_its_plan_or_from_the_end_of_the_one_before():
+    """With several in flight, the next one begins when the last one is done."""
+    world = World(SchedulerConfig(num_blocks=200, block_size=4, num_stages=3, policy="mlfq"))
+    world.scheduler.state.pace = pace = Noting()
+    issued, ended = [], []
+    for number in range(3):
+        world.add(make_request(f"r{number}", 10, 1, seed=number))
+        world.advance()
+        issued.append(world.now)
+    for _ in range(3):
+        world.collect()
+        ended.append(world.now)
+    assert pace.told == [ended[0] - issued[0], ended[1] - ended[0], ended[2] - ended[1]]
+    world.add(make_request("late", 10, 1))
+    world.advance()
+    issued.append(world.now)
+    world.collect()
+    assert pace.told[-1] == world.now - issued[-1]
+
+
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_clock_that_jumped_teaches_nothing(seconds):
     pace = Pace()
