@@ -215,6 +215,9 @@ def check_journal(world: World, news: list[why.Event]) -> None:
                 assert (event.epoch, event.iteration, event.work) == (plan.epoch, plan.iteration, work)
                 _note_first_starts(world)
                 _check_beginnings(world, work, begun)
+                tiers, evicted = world.scheduler.tiers, world.scheduler.pool.num_evicted
+                assert world.num_evicted == evicted, "the journal doesn't tell of all that was evicted"
+                assert world.num_spilled == tiers.num_spilled + tiers.num_stored, "or of all that went elsewhere"
             case why.CacheHit():
                 assert event.tokens > 0
                 assert event.tokens % world.config.block_size == 0
@@ -226,6 +229,9 @@ def check_journal(world: World, news: list[why.Event]) -> None:
                 begun.add((event.request_id, event.index))
             case why.Lost():
                 told["lost"] -= 1
+            case why.Evicted() | why.Spilled():
+                world.num_evicted += event.blocks if isinstance(event, why.Evicted) else 0
+                world.num_spilled += event.blocks + event.stored if isinstance(event, why.Spilled) else 0
             # Whoever gives way later in the same pass changes what was so.
             case why.Blocked() if is_calm:
                 _check_obstacle(world, event)

@@ -67,7 +67,7 @@ def _check_work(world: World, sequence: Sequence, work: Work, targets: dict[int,
     deadline = client.request.deadline
     assert deadline is None or deadline > world.now, "I21: work for a request whose deadline has passed"
     assert work.num_tokens > 0
-    _check_output(sequence, work)
+    _check_output(sequence, work, world.config.lookahead)
     size, end, blocks = world.config.block_size, work.start + work.num_tokens, sequence.table.blocks
     assert len(blocks) * size >= end, "I4: the table is too short"
     read = {*blocks, *(targets[block] for block in blocks if block in targets)}
@@ -89,7 +89,7 @@ def _check_new_blocks(world: World, sequence: Sequence, before: Before) -> None:
         )
 
 
-def _check_output(sequence: Sequence, work: Work) -> None:
+def _check_output(sequence: Sequence, work: Work, lookahead: int) -> None:
     """A sample is asked for when no known token is missing any more, and then only."""
     is_last = work.start + work.num_tokens == sequence.num_tokens + sequence.num_pending - (
         Output.SAMPLE in work.output
@@ -98,6 +98,7 @@ def _check_output(sequence: Sequence, work: Work) -> None:
     if wanted is Output.SAMPLE:
         assert not is_last or Output.SAMPLE in work.output, "I18: the last token runs for nothing"
     prompt_logprobs = Output.PROMPT_LOGPROBS in work.output
+    assert sequence.num_pending <= 1 + lookahead, "I8: looks farther ahead than it may"
     assert not prompt_logprobs or sequence.request.params.prompt_logprobs is not None
 
 

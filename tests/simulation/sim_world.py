@@ -61,6 +61,7 @@ class World:
         # Sequences that have blocks, and what plans and results did that the journal has to tell.
         self.holding: set[int] = set()
         self.to_tell: Counter[str] = Counter()
+        self.num_evicted = self.num_spilled = 0
         self.states: dict[int, SequenceState] = {}
 
     @property
