@@ -51,6 +51,9 @@ NEAREST = {
     "draft": ["test_shares.py", "test_scheduler.py"],
     "beams": ["test_beams.py"],
     "gang": ["test_beams.py"],
+    "planner": ["test_policies.py", "test_beams.py", "test_scheduler.py"],
+    "results": ["test_pace.py", "test_scheduler.py"],
+    "s": ["test_scheduler.py", "test_deadline.py"],
 }
 # No life leaps: the twin's own runs do, and are compared with those that don't.
 LEAPS, LEAP_TESTS = "leap.py", "tests/simulate/test_leaps.py"
