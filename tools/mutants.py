@@ -4,7 +4,8 @@
     python tools/mutants.py machine --count 260 --minutes 25 --out mutants.json
 
 Each bug goes into a copy of orcinus/core in a temporary folder. A tenth of `--seeds` lives run until one fails; if none
-does, tests/core has a try; then all of the lives. What is left are holes in the net, or changes that change nothing.
+does, tests/core and the twin's leaps have a try; then all of the lives. What is left are holes in the net, or changes
+that change nothing.
 With `--out` it goes on where it was stopped, and with `--again` it tries once more what nobody has caught.
 """
 
@@ -35,6 +36,8 @@ LEFT_OUT = {
 }
 # A life takes milliseconds of a processor; one that takes so long has no end.
 LIFE_SECONDS, MEMORY = 3, 3 << 30
+# For a net, on a machine that has other things to do.
+WALL_SECONDS = 900
 SLOW_TESTS = ("test_credit.py", "test_credit_under_load.py", "test_quarantine.py")
 # Random lives of the tests' own would only repeat the ones here.
 RANDOM_TESTS = "not lives and not Machine and not algorithm_1 and not surrogates and not is_pure"
@@ -48,9 +51,14 @@ NEAREST = {
     "draft": ["test_shares.py", "test_scheduler.py"],
     "beams": ["test_beams.py"],
     "gang": ["test_beams.py"],
+    "planner": ["test_policies.py", "test_beams.py", "test_scheduler.py"],
+    "results": ["test_pace.py", "test_scheduler.py"],
+    "s": ["test_scheduler.py", "test_deadline.py"],
 }
 # No life leaps: the twin's own runs do, and are compared with those that don't.
 LEAPS, LEAP_TESTS = "leap.py", "tests/simulate/test_leaps.py"
+# In this order: quick ones first.
+NETS = ("few", "tests", "leaps", "all")
 Planted = tuple[str, str, str]
 LIVES = """
 import resource, signal, sys
@@ -75,12 +83,17 @@ else:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How it went with one bug. `by`: seeds, tests, leaps, or nothing."""
+    """How it went with one bug. `by`: seeds, tests, leaps, or nothing of the first `tried` nets."""
 
     name: str
     by: str
     detail: str
     seconds: float
+    tried: int
+
+    def may_survive(self, number: int) -> bool:
+        """The net of this number hasn't tried it, and none before has caught it."""
+        return self.by == "nothing" and self.tried <= number
 
 
 class Bench:
@@ -96,37 +109,39 @@ class Bench:
             if entry.name not in ("core", "__pycache__"):
                 (self.core.parent / entry.name).symlink_to(entry)
 
-    def verdict(self, bug: Planted) -> Verdict:
-        """Who catches it. A few lives first, for they are quick; many last, for they are slow."""
+    def verdict(self, bug: Planted, number: int) -> Verdict:
+        """Whether the net of this number catches it."""
         name, file, source = bug
         shutil.rmtree(self.core, ignore_errors=True)
         shutil.copytree(self._package / "core", self.core, ignore=shutil.ignore_patterns("__pycache__"))
         (self.core / file).write_text(source)
         begin = time.monotonic()
-        nets = [self._by_leaps] if file == LEAPS else [self._by_few, lambda: self._by_tests(file), self._by_all]
-        by, detail = next((found for net in nets if (found := net())[0] != "nothing"), ("nothing", ""))
-        return Verdict(name, by, detail, round(time.monotonic() - begin, 1))
+        by, detail = self._look(file, number)
+        return Verdict(name, by, detail, round(time.monotonic() - begin, 1), number + 1)
 
-    def _by_few(self) -> tuple[str, str]:
-        return self._by_seeds(self._seeds // 10)
-
-    def _by_all(self) -> tuple[str, str]:
+    def _look(self, file: str, number: int) -> tuple[str, str]:
+        match NETS[number]:
+            case "leaps":
+                return self._by_pytest("leaps", [LEAP_TESTS])
+            case "tests" if file != LEAPS:
+                return self._by_tests(file)
+            case _ if file == LEAPS:
+                return "nothing", ""
+            case "few":
+                return self._by_seeds(self._seeds // 10)
         return self._by_seeds(self._seeds)
 
     def _by_seeds(self, seeds: int) -> tuple[str, str]:
         rooms = [str(ROOT / "tests" / room) for room in ("simulation", "core")]
         code = [sys.executable, "-c", LIVES, ":".join(rooms)]
         try:
-            run = self._run([*code, str(seeds), str(LIFE_SECONDS), str(MEMORY)], 300)
+            run = self._run([*code, str(seeds), str(LIFE_SECONDS), str(MEMORY)], WALL_SECONDS)
         except subprocess.TimeoutExpired:
             return "seeds", "no end"
         if "SURVIVED" in run.stdout:
             return "nothing", ""
         # It can't even be imported, or ran out of memory.
         return "seeds", (run.stdout.strip() or run.stderr.strip()[-200:]).removeprefix("KILLED ")
-
-    def _by_leaps(self) -> tuple[str, str]:
-        return self._by_pytest("leaps", [LEAP_TESTS])
 
     def _by_tests(self, file: str) -> tuple[str, str]:
         first = next((names for start, names in NEAREST.items() if file.startswith(start)), [])
@@ -136,7 +151,7 @@ class Bench:
 
     def _by_pytest(self, by: str, chosen: list[str]) -> tuple[str, str]:
         try:
-            run = self._run([sys.executable, "-m", "pytest", "-x", "--tb=no", "-rf", *chosen], 300)
+            run = self._run([sys.executable, "-m", "pytest", "-x", "--tb=no", "-rf", *chosen], WALL_SECONDS)
         except subprocess.TimeoutExpired:
             return by, "no end"
         if run.returncode == 0:
@@ -187,15 +202,18 @@ def main() -> int:
     args = parser.parse_args()
     bugs = list(planted(args.package) if args.kind == "planted" else machine_made(sources(args.package), args.count))
     end, verdicts = time.monotonic() + 60 * args.minutes, resumed(args.out)
-    left = [bug for bug in bugs if bug[0] not in verdicts or (args.again and verdicts[bug[0]].by == "nothing")]
+    if args.again:
+        verdicts = {name: each for name, each in verdicts.items() if each.by != "nothing"}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), args.package.resolve(), args.seeds)
-        for bug in tqdm(left, unit="bug", mininterval=5.0):
-            if time.monotonic() > end:
-                break
-            verdicts[bug[0]] = bench.verdict(bug)
-            if args.out is not None:
-                args.out.write_text(json.dumps([asdict(verdict) for verdict in verdicts.values()], indent=1))
+        for number in range(len(NETS)):
+            left = [bug for bug in bugs if bug[0] not in verdicts or verdicts[bug[0]].may_survive(number)]
+            for bug in tqdm(left, unit="bug", mininterval=5.0):
+                if time.monotonic() > end:
+                    break
+                verdicts[bug[0]] = bench.verdict(bug, number)
+                if args.out is not None:
+                    args.out.write_text(json.dumps([asdict(verdict) for verdict in verdicts.values()], indent=1))
     return report(list(verdicts.values()))
 
 

@@ -187,7 +187,18 @@ def test_beams_share_blocks_and_dropped_ones_free_theirs_at_once():
     for event in chosen:
         assert event.blocks < event.blocks_unshared, "the prompt's full blocks at least are shared"
         assert event.blocks_unshared <= 4 * math.ceil((13 + 24) / 4)
+        assert set(event.parents) <= {-1, 0, 1, 2, 3}
     assert any(set(event.parents) != {0, 1, 2, 3} for event in chosen), "no beam was ever dropped"
+
+
+def test_where_no_beam_is_yet_the_journal_names_no_parent():
+    world = World(roomy())
+    world.add(searching(prompt=13, width=4, max_tokens=2, eos=()))
+    beams = world.scheduler.groups()[0].beams
+    beams._search = BeamSearch(width=2)
+    world.drain()
+    (event,) = [event for event in world.journal if isinstance(event, BeamsChosen)]
+    assert event.parents == (0, 0, -1, -1)
 
 
 def test_a_beam_copies_a_shared_block_only_when_it_writes_into_it_and_the_last_one_not_at_all():
@@ -246,6 +257,15 @@ def test_an_abort_of_one_answer_ends_the_search():
     ends = world.abort("r", 1)
     assert [(end.index, end.finish_reason) for end in ends] == [(0, FinishReason.ABORT), (1, FinishReason.ABORT)]
     world.drain()
+
+
+def test_an_abort_of_a_beam_that_is_no_answer_means_nobody():
+    world = World(roomy())
+    world.add(searching(width=3, n=2, max_tokens=5, eos=()))
+    world.step()
+    assert world.abort("r", 2) == []
+    world.drain()
+    assert len(finished(world, "r")) == 2
 
 
 def test_a_beam_that_fails_ends_the_search_and_tells_it_once_for_each_answer():

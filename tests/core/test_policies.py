@@ -320,6 +320,12 @@ def test_a_thousand_jobs_enter_and_fall_as_the_formula_says():
         assert mlfq.level(job) == expected
 
 
+def test_a_prefill_that_takes_a_quantum_to_the_second_enters_its_level():
+    mlfq = Mlfq(facts(settled(taught())))
+    for level in range(5):
+        assert mlfq.entry_level(mlfq.first_quantum * 2**level) == level
+
+
 def test_long_answers_fall_as_the_iterations_take_their_time():
     world = small_world("mlfq")
     world.add(make_request("long", 4, 60))
@@ -332,11 +338,15 @@ def test_long_answers_fall_as_the_iterations_take_their_time():
 def test_who_was_overdue_and_is_served_goes_back_to_its_level():
     mlfq = Mlfq(facts(max_wait_seconds=5.0))
     mlfq.enter(late := view(1), 0.0)
+    mlfq.on_time(late, 60.0, 0.0)
+    assert mlfq.level(late) == 1
+    assert late in (mlfq.changed([], 0.0) or ())
     assert late in (mlfq.changed([], 5.0) or ())
     assert not mlfq.changed([], 5.1)
     mlfq.on_service(late, 1, 5.2)
     assert late in (mlfq.changed([], 5.3) or ()), "its rank is another now"
     assert mlfq.rank(late, 5.3)[0] == 1.0
+    assert mlfq.level(late) == 0, "and from the highest level on"
 
 
 def test_every_wait_between_two_services_is_bounded_where_there_is_capacity():
@@ -409,6 +419,34 @@ def test_tenants_that_left_are_forgotten_in_the_end():
     assert len(fair._tenants) <= 200
 
 
+def test_tenants_that_left_are_forgotten_though_one_stays_that_got_less():
+    fair = Fair(facts())
+    fair.enter(view(0, tenant="modest"), 0.0)
+    for number in range(1, 1000):
+        fair.enter(each := view(number, tenant=f"t{number}"), 0.0)
+        fair.on_service(each, number, 0.0)
+        fair.leave(each)
+        assert len(fair._tenants) <= 2 * 1 + 64, "twice those that are here, and a few more"
+    assert {"modest", "t999"} <= set(fair._tenants), "who got most is remembered, and who is here"
+
+
+def test_few_tenants_that_left_are_all_remembered():
+    fair = Fair(facts())
+    for number in range(40):
+        fair.enter(view(number, tenant=f"here{number}"), 0.0)
+    for number in range(100, 200):
+        fair.enter(each := view(number, tenant=f"t{number}"), 0.0)
+        fair.leave(each)
+    assert len(fair._tenants) == 40 + 100, "they might come back, as long as they are no more than those here and some"
+
+
+def test_with_one_tenant_the_order_is_that_of_arrival():
+    fair = Fair(facts())
+    fair.enter(view(0, tenant="a"), 0.0)
+    fair.on_service(view(0, tenant="a"), 5, 0.0)
+    assert fair.changed([], 0.0) == ()
+
+
 # ---- deadlines at the door
 
 
@@ -456,6 +494,25 @@ def test_of_prompts_that_begin_alike_only_the_longest_counts_as_ahead():
     assert knowing(taught(), *others, due).can_make_it(due, others, 5.0)
     due = View(msgspec.structs.replace(due.request, deadline=5.02 + 4e-5 * (29 + 10) - 1e-4), 20)
     assert not knowing(taught(), *others, due).can_make_it(due, others, 5.0)
+
+
+def test_who_can_just_make_it_comes_in():
+    pace = settled(taught())
+    pace.num_seen = ENOUGH_SEEN
+    request = make_request("r", 30, 5, seed=3)
+    due = View(msgspec.structs.replace(request, deadline=earliest_end(request, 5.0, pace, 30)), 20)
+    assert knowing(pace, due).can_make_it(due, [], 5.0)
+
+
+@pytest.mark.parametrize(("shared", "ahead"), [(15, 17 + 18), (16, 18)])
+def test_prompts_begin_alike_if_the_smallest_block_is_the_same(shared, ahead):
+    """What is shorter can't be found in any cache."""
+    begin = list(range(shared))
+    others = [View(make_request(f"o{n}", begin + [50 + n] * (n - shared)), n) for n in (17, 18)]
+    for extra, is_possible in ((1e-4, True), (-1e-4, False)):
+        deadline = 5.02 + 4e-5 * 10 * (ahead + 10) + extra
+        due = View(msgspec.structs.replace(make_request("r", 10, 1, seed=3), deadline=deadline), 20)
+        assert knowing(taught(token=4e-4), *others, due).can_make_it(due, others, 5.0) == is_possible
 
 
 def test_little_or_old_knowledge_refuses_nobody():

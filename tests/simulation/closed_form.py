@@ -225,13 +225,12 @@ class Worker:
         return IterationResult(plan.epoch, plan.iteration, tuple(outputs), tuple(failures), lost=lost)
 
     def _spoil_disk(self, plan: IterationPlan, which: int) -> None:
-        """One slot can't be read any more; one that somebody is about to read, if there is one."""
-        wanted = [
-            swap.slot for swap in (*plan.swaps, *plan.ahead) if isinstance(swap, SwapIn) and swap.slot in self.disk
-        ]
-        disk = wanted or list(self.disk)
-        if disk:
-            del self.elsewhere[disk[which % len(disk)]]
+        """A slot that somebody is about to read can't be read any more; or every other one, for those who will."""
+        swaps = (*plan.swaps, *plan.ahead)
+        wanted = [swap.slot for swap in swaps if isinstance(swap, SwapIn) and swap.slot in self.disk]
+        lost = [wanted[which % len(wanted)]] if wanted else list(self.disk)[which % 2 :: 2]
+        for slot in lost:
+            del self.elsewhere[slot]
 
     def _break(self, plan: IterationPlan, trouble: Trouble) -> None:
         targets = {copy.target for copy in plan.copies}

@@ -121,6 +121,7 @@ def _halved(life: Life) -> Life:
 
 # Tried in this order; each is a name on the command line.
 PLAINER: dict[str, Callable[[Life], Life]] = {
+    "no_search": _arrivals(width=0),
     "one_answer": _arrivals(n=1),
     "no_pooling": _arrivals(pooling=""),
     "no_logprobs": _arrivals(logprobs=False, prompt_logprobs=False),

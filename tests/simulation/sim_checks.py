@@ -7,6 +7,7 @@ what core believes of itself proves nothing.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence as Several
 from typing import TYPE_CHECKING
 
 from closed_form import owner_state, states_of
@@ -186,6 +187,7 @@ def check_quiescence(world: World) -> None:
 
 def check_journal(world: World, news: list[why.Event]) -> None:
     """What it says is what happened."""
+    told, begun = world.to_tell, set[tuple[str, int]]()
     is_calm = not any(isinstance(event, why.Preempted) for event in news)
     for event in news:
         match event:
@@ -212,12 +214,43 @@ def check_journal(world: World, news: list[why.Event]) -> None:
                 work = tuple((work.seq_id, work.start, work.num_tokens) for work in plan.work)
                 assert (event.epoch, event.iteration, event.work) == (plan.epoch, plan.iteration, work)
                 _note_first_starts(world)
+                _check_beginnings(world, work, begun)
+                tiers, evicted = world.scheduler.tiers, world.scheduler.pool.num_evicted
+                assert world.num_evicted == evicted, "the journal doesn't tell of all that was evicted"
+                assert world.num_spilled == tiers.num_spilled + tiers.num_stored, "or of all that went elsewhere"
             case why.CacheHit():
                 assert event.tokens > 0
                 assert event.tokens % world.config.block_size == 0
+                begun.add((event.request_id, event.index))
+            case why.Forked():
+                begun.add((event.request_id, event.index))
+            case why.Restored():
+                told["restored"] -= event.blocks
+                begun.add((event.request_id, event.index))
+            case why.Lost():
+                told["lost"] -= 1
+            case why.Evicted() | why.Spilled():
+                world.num_evicted += event.blocks if isinstance(event, why.Evicted) else 0
+                world.num_spilled += event.blocks + event.stored if isinstance(event, why.Spilled) else 0
             # Whoever gives way later in the same pass changes what was so.
             case why.Blocked() if is_calm:
                 _check_obstacle(world, event)
+    _check_told(world)
+
+
+def _check_told(world: World) -> None:
+    """What was done is in the journal, all of it."""
+    told = world.to_tell
+    assert not any(told.values()), f"the journal doesn't tell how often: {+told} {-told}"
+    world.holding = {s.seq_id for group in world.scheduler.running for s in group.sequences if s.table.blocks}
+
+
+def _check_beginnings(world: World, work: Several[tuple[int, int, int]], begun: set[tuple[str, int]]) -> None:
+    """Who had no KV and doesn't begin at the beginning has found it, and that was told."""
+    sequences = world.sequences()
+    for seq_id, start, _ in work:
+        who = sequences[seq_id].request.request_id, sequences[seq_id].index
+        assert not start or seq_id in world.holding or who in begun, "KV came from somewhere, and nobody was told"
 
 
 def _check_preemption(world: World, event: why.Preempted) -> None:

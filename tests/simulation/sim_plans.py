@@ -9,7 +9,7 @@ from sim_checks import ceil_div
 from sim_clients import Client
 
 from orcinus.core.core import Collect, Decision, Expired, Submit
-from orcinus.core.plan import NUMERICAL_ERROR, IterationPlan, IterationResult, NewSequence, Output, Work
+from orcinus.core.plan import NUMERICAL_ERROR, IterationPlan, IterationResult, NewSequence, Output, SwapIn, Work
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason, ServiceClass, unpack_tokens
 from orcinus.core.sequence import Sequence, SequenceGroup
@@ -67,7 +67,7 @@ def _check_work(world: World, sequence: Sequence, work: Work, targets: dict[int,
     deadline = client.request.deadline
     assert deadline is None or deadline > world.now, "I21: work for a request whose deadline has passed"
     assert work.num_tokens > 0
-    _check_output(sequence, work)
+    _check_output(sequence, work, world.config.lookahead)
     size, end, blocks = world.config.block_size, work.start + work.num_tokens, sequence.table.blocks
     assert len(blocks) * size >= end, "I4: the table is too short"
     read = {*blocks, *(targets[block] for block in blocks if block in targets)}
@@ -89,7 +89,7 @@ def _check_new_blocks(world: World, sequence: Sequence, before: Before) -> None:
         )
 
 
-def _check_output(sequence: Sequence, work: Work) -> None:
+def _check_output(sequence: Sequence, work: Work, lookahead: int) -> None:
     """A sample is asked for when no known token is missing any more, and then only."""
     is_last = work.start + work.num_tokens == sequence.num_tokens + sequence.num_pending - (
         Output.SAMPLE in work.output
@@ -98,6 +98,7 @@ def _check_output(sequence: Sequence, work: Work) -> None:
     if wanted is Output.SAMPLE:
         assert not is_last or Output.SAMPLE in work.output, "I18: the last token runs for nothing"
     prompt_logprobs = Output.PROMPT_LOGPROBS in work.output
+    assert sequence.num_pending <= 1 + lookahead, "I8: looks farther ahead than it may"
     assert not prompt_logprobs or sequence.request.params.prompt_logprobs is not None
 
 
@@ -142,9 +143,18 @@ def check_decision(world: World, before: Before, decision: Decision) -> None:
     _check_overtaking(world, before)
     if isinstance(decision, Submit):
         _check_gangs(world, decision.plan, before.gangs)
+        _check_reason(world, before)
     if has_room and world.journal.counts["Preempted"] == before.num_preempted:
         plan = decision.plan if isinstance(decision, Submit) else None
         _check_nobody_idles(world, plan, before)
+
+
+def _check_reason(world: World, before: Before) -> None:
+    """Who is first in line knows why it waits; but if preempted just now, or behind what can't be cut."""
+    head = next(iter(world.scheduler.waiting), None)
+    if head is None or world.journal.counts["Preempted"] > before.num_preempted:
+        return
+    assert head.blocked_by or any(g.request.is_whole for g in world.scheduler.running), "somebody waits, and isn't told"
 
 
 def _check_gangs(world: World, plan: IterationPlan, gangs: list[set[int]]) -> None:
@@ -238,6 +248,13 @@ def check_ledger(progress: list[Progress], due: Due) -> None:
     got = {(p.request_id, p.index): p.tokens for p in progress if p.finish_reason is not FinishReason.ERROR}
     missing = {key: tokens for key, tokens in due.items() if got.get(key) != tokens}
     assert not missing, "I9: tokens were made and not delivered"
+
+
+def count_in_vain(world: World, plan: IterationPlan, result: IterationResult) -> int:
+    """Sequences whose KV could not be read from disk, and that still want it."""
+    sequences, lost = world.sequences(), set(result.lost)
+    reading = {swap.seq_id for swap in plan.swaps if isinstance(swap, SwapIn) and (swap.slot, swap.generation) in lost}
+    return sum(seq_id in sequences and sequences[seq_id].reads_disk for seq_id in reading)
 
 
 def doubtful_blocks(world: World, result: IterationResult) -> list[tuple[Sequence, list[int]]]:

@@ -16,7 +16,7 @@ from sim_parts import Minutes, PlanOut, invented_result
 
 from orcinus.core.core import Collect, Core, Decision, Expired, Idle, Submit
 from orcinus.core.kv.tiers import HeldBlock, OnDisk
-from orcinus.core.plan import IterationPlan, IterationResult
+from orcinus.core.plan import IterationPlan, IterationResult, SwapIn
 from orcinus.core.progress import Progress
 from orcinus.core.request import FinishReason, Request
 from orcinus.core.sequence import Sequence, SequenceState
@@ -58,6 +58,10 @@ class World:
         self.num_preempted: Counter[str] = Counter()
         self.cached: dict[str, int] = {}
         self.names: dict[int, str] = {}
+        # Sequences that have blocks, and what plans and results did that the journal has to tell.
+        self.holding: set[int] = set()
+        self.to_tell: Counter[str] = Counter()
+        self.num_evicted = self.num_spilled = 0
         self.states: dict[int, SequenceState] = {}
 
     @property
@@ -205,6 +209,7 @@ class World:
             sim_plans.check_statement(new, client)
             self.worker.first_states[new.seq_id] = client.first
             self.names[new.seq_id] = client.request.request_id
+        self.to_tell["restored"] += sum(isinstance(swap, SwapIn) for swap in plan.swaps)
         touched = sim_plans.check_plan(self, plan, sequences, before)
         self.in_flight.append(PlanOut(plan, touched))
         self._digest.update(self._encode(plan))
@@ -222,10 +227,11 @@ class World:
             return
         if self.in_flight[0].result is None:
             self.run_next()
-        result = self.in_flight.popleft().result
+        plan, result = (out := self.in_flight.popleft()).plan, out.result
         assert result is not None
         doubtful = sim_plans.doubtful_blocks(self, result)
         due = sim_plans.due_tokens(self, result)
+        self.to_tell["lost"] += sim_plans.count_in_vain(self, plan, result)
         progress = self.core.update(result, self._tick())
         sim_plans.check_failures(self, doubtful)
         sim_plans.check_ledger(progress, due)
