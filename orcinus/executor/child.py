@@ -13,6 +13,8 @@ from pathlib import Path
 import msgspec
 
 _LOOK_SECONDS = 0.2
+# A worker's exit code when the driver, whom it would tell why it leaves, can't be reached.
+UNHEARD = 3
 _FOREIGN_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 
@@ -74,6 +76,8 @@ class Child:
         if code is not None and code < 0:
             number = signal.Signals(-code)
             return Deed(f"was ended by {number.name}", number in _FOREIGN_SIGNALS)
+        if code == UNHEARD:
+            return Deed("never reached the driver", by_others=True)
         return Deed("was stopped", by_others=True) if self.is_stopped else None
 
     def wait(self) -> Deed | None:

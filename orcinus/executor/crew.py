@@ -28,6 +28,7 @@ from orcinus.worker.build import Memory, OnProgress, Say, WorkerDescription
 _LOOK_SECONDS = 0.5
 # A worker's last words may come before the end of the one that it lost.
 _CAUSE_SECONDS = 1.0
+_WORDS_MS = 10
 
 Report = TypeVar("Report")
 
@@ -197,15 +198,36 @@ class Crew(ABC, Generic[Member]):
         """What has become of one of them, if that explains `fault`: the others can only say that they miss it."""
         if not isinstance(fault, WorkerDied | PeerLost):
             return fault
-        # Whom the network took says nothing more, and the silence before has cost most of the time that an engine has.
+        # The silence before may have cost most of the time that an engine has.
+        self._on_progress()
         deadline = time.monotonic() + (0.0 if fault.by_others else _CAUSE_SECONDS)
-        while (culprit := self._culprit()) is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if culprit is not None:
-            return culprit
+        while (cause := self._culprit()) is None and time.monotonic() < deadline:
+            if (cause := self._last_words()) is not None:
+                break
+        if cause is not None:
+            return cause
         if isinstance(fault, WorkerDied):
             return fault
         return self._missing() or WorkerDied(str(fault), by_others=fault.by_others)
+
+    def _last_words(self) -> WorkerDied | None:
+        """What another one knows of a cause outside; waits a moment for it.
+
+        When a link is cut, one side sees that nothing comes through, and the other that it has hung up.
+        """
+        talking = [worker for worker in self._workers if worker.frames.has_message]
+        for worker in talking or [self._by_descriptor[ready] for ready, _ in self._poller.poll(_WORDS_MS)]:
+            fault = self._fault_of(worker)
+            if fault is not None and fault.by_others:
+                return WorkerDied(str(fault), by_others=True)
+        return None
+
+    def _fault_of(self, worker: Member) -> SystemFault | None:
+        said = worker.report()
+        if said is None:
+            self._poller.unregister(worker.frames.socket)
+            return worker.gone()
+        return said.fault() if isinstance(said, WorkerFailed) else None
 
     def _missing(self) -> WorkerDied | None:
         """Somebody else who has gone without a word, if that can be told."""

@@ -12,6 +12,7 @@ from contextlib import suppress
 import msgspec
 
 from orcinus.errors import SystemFault
+from orcinus.executor.child import UNHEARD
 from orcinus.executor.frames import Frames
 from orcinus.executor.messages import WorkerFailed
 from orcinus.executor.relay import Relay
@@ -88,12 +89,11 @@ def to_driver(place: Place) -> list[Hello]:
 def main(arguments: list[str]) -> int:
     """`PARENT ADDRESS`, and an invitation as input: what it holds is for no command line."""
     live_with(int(arguments[0]))
-    be_worker(sys.stdin.buffer.read(), arguments[1])
-    return 0
+    return be_worker(sys.stdin.buffer.read(), arguments[1])
 
 
-def be_worker(invitation: bytes, host: str) -> None:
-    """Join, load, run plans, leave; what goes wrong is told to the driver.
+def be_worker(invitation: bytes, host: str) -> int:
+    """Join, load, run plans, leave with an exit code; what goes wrong is told to the driver.
 
     Args:
         invitation: an `Invitation`, packed.
@@ -105,9 +105,8 @@ def be_worker(invitation: bytes, host: str) -> None:
         for hello in to_driver(invited.place):
             ends[hello] = dial(invited.driver, hello, invited.own)
     except SystemFault:
-        # There is nobody to tell, and whoever placed us sees that we leave.
         close_all(ends.values())
-        return
+        return UNHEARD
     reports = Frames(ends[to_driver(invited.place)[0]])
     parent = Parent(reports)
     try:
@@ -120,6 +119,7 @@ def be_worker(invitation: bytes, host: str) -> None:
             parent.tell(told)
     finally:
         close_all(ends.values())
+    return 0
 
 
 def _join(invited: Invitation, host: str, reports: Frames, ends: dict[Hello, ssl.SSLSocket]) -> WorkerConfig:
