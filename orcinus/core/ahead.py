@@ -31,9 +31,10 @@ class Ahead:
         self._state = state
         self._preempt = preempt
         self.is_enabled = state.queues.policy.foresees and state.tiers.spills
-        # For a burst: one more block for each sequence of a batch.
+        # One more block for each sequence of a batch; and what the prompts of an iteration can take.
         self._reserve = min(config.max_running, config.num_blocks // 8)
-        self._left = 0
+        self._burst = min(config.max_batch_tokens // config.block_size, config.num_blocks // 2)
+        self._left = self._room = 0
 
     def swap(self, draft: Draft, swaps: tuple[Swap, ...], now: float) -> list[Fetch]:
         """Swaps for the plan of `draft`, which has `swaps` already; they are taken from the tiers by the caller."""
@@ -44,9 +45,16 @@ class Ahead:
         self._left = int(seconds / max(state.config.host_block_seconds, 1e-9)) - len(swaps)
         soon = self._soon(seconds * _HORIZON, now)
         resting = self._resting(soon)
-        room = self._reserve + sum(len(state.cache.find_ahead(sequence)[1]) for sequence in resting)
-        self._set_aside(soon, room, seconds * _HORIZON, now)
-        self._clean(room)
+        held = lacking = 0
+        # Whose turn comes last goes first, should there be too little room after all.
+        for sequence in reversed(resting):
+            path, found = state.cache.find_ahead(sequence)
+            held, lacking = held + state.pool.count_cached(path), lacking + len(found)
+            state.pool.share(path)
+            state.pool.release(path)
+        self._set_aside(soon, self._reserve + held + lacking, seconds * _HORIZON, now)
+        self._clean(self._burst + held + lacking)
+        self._room = self._num_clean() - self._reserve - held
         # No ping-pong: what had to leave for this very plan shows that there is no room.
         if any(isinstance(swap, SwapOut) for swap in swaps):
             return []
@@ -60,9 +68,10 @@ class Ahead:
         queues, policy = self._state.queues, self._state.queues.policy
         due = {view.request.request_id for view in policy.due_by(now + horizon)}
         soon = [group for group in queues.waiting if group.request.request_id in due] if due else []
+        del soon[self._state.config.max_running :]
         ahead = 0.0
         for group in merge(queues.running, queues.waiting, key=lambda group: group.order):
-            if ahead > horizon:
+            if ahead > horizon or len(soon) >= self._state.config.max_running:
                 break
             if not any(sequence.table.blocks for sequence in group.live) and group.request.request_id not in due:
                 soon.append(group)
@@ -120,10 +129,10 @@ class Ahead:
         state, pool = self._state, self._state.pool
         path, found = state.cache.find_ahead(sequence)
         pool.share(path)
-        count = min(len(found), self._left, self._num_clean() - self._reserve)
+        count = min(len(found), self._left, self._room)
         fetch = None
         if count > 0:
-            self._left -= count
+            self._left, self._room = self._left - count, self._room - count
             state.tiers.lock(found[:count])
             blocks = pool.allocate(count)
             pool.pin(blocks)

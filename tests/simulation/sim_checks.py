@@ -166,7 +166,7 @@ def check_quiescence(world: World) -> None:
 
 def check_journal(world: World, news: list[why.Event]) -> None:
     """What it says is what happened."""
-    is_calm = not any(isinstance(event, why.Preempted) for event in news)
+    is_calm = not any(isinstance(event, why.Preempted | why.CacheHit) for event in news)
     for event in news:
         match event:
             case why.Finished():
@@ -188,7 +188,7 @@ def check_journal(world: World, news: list[why.Event]) -> None:
             case why.CacheHit():
                 assert event.tokens > 0
                 assert event.tokens % world.config.block_size == 0
-            # Whoever gives way later in the same pass changes what was so.
+            # Whoever gives way later in the same pass changes what was so; or finds what it had blocks to compute in.
             case why.Blocked() if is_calm:
                 _check_obstacle(world, event)
 
