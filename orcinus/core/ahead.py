@@ -2,15 +2,15 @@
 before its turn, beside the work of others.
 
 A request's estimated next scheduled time (ENST) is when it will be promoted, or when those served before it have used
-what is left of their quanta, whichever comes first. What goes out is only copied: as long as nobody takes the block,
-its owner finds it where it was. What comes in lies in the radix tree, once it has come, as if it had never left.
+what is left of their quanta, whichever comes first: so those to be promoted soon come first, and then the order of
+service. What goes out is only copied: as long as nobody takes the block, its owner finds it where it was. What comes in
+lies in the radix tree, once it has come, as if it had never left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from heapq import merge
-from itertools import islice
+from collections.abc import Callable, Iterable
+from itertools import islice, takewhile
 
 from orcinus.core.draft import Draft, Fetch, PlanInFlight
 from orcinus.core.journal import Fetched
@@ -18,7 +18,7 @@ from orcinus.core.plan import Swap, SwapOut
 from orcinus.core.sequence import Sequence, SequenceGroup
 from orcinus.core.state import SchedulerState
 
-# Who comes later than after so many iterations like this one isn't waited for.
+# Whoever is promoted within so many iterations like this one is promoted soon.
 _HORIZON = 8
 Preempt = Callable[[SequenceGroup, SequenceGroup, float], None]
 
@@ -31,96 +31,107 @@ class Ahead:
         self._state = state
         self._preempt = preempt
         self.is_enabled = state.queues.policy.foresees and state.tiers.spills
-        # For a burst: one more block for each sequence of a batch.
+        # Kept free: one more block for each sequence of a batch. Kept clean: what the prompts of an iteration can take.
         self._reserve = min(config.max_running, config.num_blocks // 8)
+        self._burst = min(config.max_batch_tokens // config.block_size, config.num_blocks // 2)
+        # Blocks that the copies beside this iteration can move.
         self._left = 0
 
     def swap(self, draft: Draft, swaps: tuple[Swap, ...], now: float) -> list[Fetch]:
         """Swaps for the plan of `draft`, which has `swaps` already; they are taken from the tiers by the caller."""
         if not self.is_enabled:
             return []
-        state = self._state
-        seconds = state.pace.seconds(draft.num_decodes, draft.num_prefilled)
-        self._left = int(seconds / max(state.config.host_block_seconds, 1e-9)) - len(swaps)
-        soon = self._soon(seconds * _HORIZON, now)
-        resting = self._resting(soon)
-        room = self._reserve + sum(len(state.cache.find_ahead(sequence)[1]) for sequence in resting)
-        self._set_aside(soon, room, seconds * _HORIZON, now)
-        self._clean(room)
+        config, pool, cache = self._state.config, self._state.pool, self._state.cache
+        seconds = self._state.pace.seconds(draft.num_decodes, draft.num_prefilled)
+        self._left = max(0, int(seconds / max(config.host_block_seconds, 1e-9)) - len(swaps))
+        soon, room = self._make_room(now + seconds * _HORIZON, now)
+        self._clean(pool.cached(), room + self._burst - pool.num_unused)
+        for group in reversed(self._paused()):
+            for sequence in group.live:
+                # Not what was found to be in doubt.
+                self._clean(takewhile(cache.holds, sequence.table.blocks[: sequence.num_shared_blocks]), self._burst)
         # No ping-pong: what had to leave for this very plan shows that there is no room.
         if any(isinstance(swap, SwapOut) for swap in swaps):
             return []
-        fetches = [self._fetch(sequence, now) for sequence in resting]
+        fetches = [self._fetch(sequence, now) for sequence in soon]
         return [fetch for fetch in fetches if fetch is not None]
 
     # ---- whose turn comes
 
-    def _soon(self, horizon: float, now: float) -> list[SequenceGroup]:
-        """Waiting groups whose ENST lies within `horizon`, those to be promoted first."""
-        queues, policy = self._state.queues, self._state.queues.policy
-        due = {view.request.request_id for view in policy.due_by(now + horizon)}
-        soon = [group for group in queues.waiting if group.request.request_id in due] if due else []
-        ahead = 0.0
-        for group in merge(queues.running, queues.waiting, key=lambda group: group.order):
-            if ahead > horizon:
-                break
-            if not any(sequence.table.blocks for sequence in group.live) and group.request.request_id not in due:
-                soon.append(group)
-            ahead += policy.quantum_left(group) * len(group.live) / self._state.config.max_running
-        return soon
-
-    def _resting(self, groups: list[SequenceGroup]) -> list[Sequence]:
-        """Their sequences that have no KV on the device, and that no plan in flight fetches for."""
+    def _soon(self, due: set[str]) -> list[tuple[SequenceGroup, Sequence]]:
+        """Those of the next batch, and of whoever is `due`, that have no KV here; the smallest ENST first."""
+        waiting, most = self._state.queues.waiting, self._state.config.max_running
+        promoted = [group for group in waiting if group.request.request_id in due] if due else []
+        others = (group for group in waiting if group.request.request_id not in due)
         fetched = {fetch.sequence.seq_id for plan in self._state.in_flight for fetch in plan.fetches}
         return [
-            sequence
-            for group in groups
+            (group, sequence)
+            for group in [*promoted, *islice(others, most)][:most]
             for sequence in group.live
-            if not sequence.table.blocks and not sequence.in_flight and sequence.seq_id not in fetched
+            if not sequence.in_flight and sequence.seq_id not in fetched
         ]
-
-    # ---- out
-
-    def _set_aside(self, soon: list[SequenceGroup], room: int, horizon: float, now: float) -> None:
-        """Take their blocks back from those that run, but not now and not soon, the largest ENST first."""
-        state = self._state
-        if not state.admission.may_preempt or state.pool.num_free + state.pool.num_limbo >= room:
-            return
-        ahead = state.queues.policy.due_by(now + horizon)
-        keep = {view.request.request_id for view in ahead}
-        paused = self._paused()
-        while paused and state.pool.num_free + state.pool.num_limbo < room:
-            group = paused.pop()
-            if group.request.request_id not in keep and not group.pinned_blocks and not group.is_in_flight:
-                self._preempt(group, soon[0] if soon else state.queues.running[0], now)
 
     def _paused(self) -> list[SequenceGroup]:
         """Those that run behind a full batch of others, in order."""
         count, paused = 0, []
         for group in self._state.queues.running:
             count += len(group.live)
-            if count > self._state.config.max_running:
+            if count > self._state.config.max_running and not group.is_in_flight:
                 paused.append(group)
         return paused
 
-    def _clean(self, room: int) -> None:
+    # ---- out
+
+    def _make_room(self, horizon: float, now: float) -> tuple[list[Sequence], int]:
+        """Take their blocks back from those that have the largest ENST; who can come in then, and blocks free for that.
+
+        A paused sequence gives way only to those with a smaller one.
+        """
+        state, pool = self._state, self._state.pool
+        due = {view.request.request_id for view in state.queues.policy.due_by(horizon)}
+        paused = [each for each in self._paused() if each.request.request_id not in due and not each.pinned_blocks]
+        room, soon = self._reserve, list[Sequence]()
+        for group, sequence in self._soon(due):
+            path, found = state.cache.find_ahead(sequence)
+            wanted = room + pool.count_cached(path) + len(found)
+            while pool.num_free < wanted and paused and state.admission.may_preempt:
+                if group.request.request_id not in due and paused[-1].order < group.order:
+                    break
+                self._preempt(paused.pop(), group, now)
+            if pool.num_free < wanted:
+                break
+            room = wanted
+            soon.append(sequence)
+        self._keep(soon)
+        return soon, room
+
+    def _keep(self, soon: Iterable[Sequence]) -> None:
+        """Should there be too little room after all, whose turn comes last goes first."""
+        for sequence in reversed(list(soon)):
+            path = self._state.cache.find(sequence)
+            self._state.pool.share(path)
+            self._state.pool.release(path)
+
+    def _clean(self, blocks: Iterable[int], count: int) -> None:
         """Copy out what will be taken first, so that nothing has to be waited for then."""
-        state = self._state
-        for block in list(islice(state.pool.cached(), max(0, room - state.pool.num_unused))):
+        tiers = self._state.tiers
+        for block in list(islice(blocks, max(0, count))):
             if self._left <= 0:
                 return
-            if not state.tiers.has(block):
-                state.tiers.spill(block)
+            if not tiers.has(block):
+                tiers.spill(block)
                 self._left -= 1
 
     # ---- in
 
     def _fetch(self, sequence: Sequence, now: float) -> Fetch | None:
-        """Begin to bring back what `sequence` lacks, as much as there is room for."""
+        """Begin to bring back what `sequence` lacks, as far as no block has to be copied out for that first."""
         state, pool = self._state, self._state.pool
         path, found = state.cache.find_ahead(sequence)
+        count = min(len(found), self._left)
         pool.share(path)
-        count = min(len(found), self._left, self._num_clean() - self._reserve)
+        clean = pool.num_unused + sum(1 for _ in islice(takewhile(state.tiers.has, pool.cached()), count))
+        count = min(count, clean)
         fetch = None
         if count > 0:
             self._left -= count
@@ -133,15 +144,6 @@ class Ahead:
             fetch = Fetch(sequence, len(path), found[:count], blocks)
         pool.release(path)
         return fetch
-
-    def _num_clean(self) -> int:
-        """Blocks that can be taken without copying anything first."""
-        count = self._state.pool.num_unused
-        for block in self._state.pool.cached():
-            if not self._state.tiers.has(block):
-                break
-            count += 1
-        return count
 
 
 def arrive(state: SchedulerState, plan: PlanInFlight, lost: frozenset[tuple[int, int]]) -> None:

@@ -49,7 +49,7 @@ class Planner:
             runnable = self._shared_out(draft, due, runnable)
         self._serve_all(draft, runnable, now)
         if runnable and not draft.work:
-            # All decodes lack blocks. Who is pinned and prefills can go on with what was set aside for them.
+            # All decodes lack blocks. Those that are pinned and prefill can have what was set aside for them.
             draft.prefill_left = draft.limit_left = self._state.config.max_batch_tokens
             self._serve_all(draft, [each for each in runnable if not each[1].is_decoding], now)
         self._admit(draft, now)

@@ -159,6 +159,8 @@ class SimulatedExecutor:
         self._in_flight: deque[Ran] = deque()
         self._free_at = [0.0] * pace.num_stages
         self.busy = [0.0] * pace.num_stages
+        # Seconds that work waited for KV from elsewhere.
+        self.copying = 0.0
 
     @property
     def next_done_at(self) -> float:
@@ -174,8 +176,10 @@ class SimulatedExecutor:
             assert number is not None
             self._answers[new.seq_id] = _Answer(new, self._jobs[number])
         features, outputs = self._run(plan.work)
-        stage, transfer = self._pace.times(plan.iteration, features)
-        stage += self._pace.copies(plan.swaps)
+        work, transfer = self._pace.times(plan.iteration, features)
+        waited = self._pace.copies(plan.swaps)
+        stage = waited + max(work, self._pace.copies(plan.ahead))
+        self.copying += stage - work
         began_at, done_at = self._pass_through(now, stage, transfer)
         times = (stage,) * len(self._free_at)
         result = IterationResult(plan.epoch, plan.iteration, tuple(outputs), stage_times=times)

@@ -66,6 +66,8 @@ class Outcome:
     began_at: float
     ended_at: float
     tokens_run: int
+    # Seconds that work waited for KV from elsewhere.
+    copying: float = 0.0
 
     @property
     def span(self) -> float:
@@ -281,4 +283,5 @@ class Simulation:
             began_at=began_at,
             ended_at=max(self._last_end, began_at),
             tokens_run=self._tokens_run,
+            copying=self._executor.copying,
         )

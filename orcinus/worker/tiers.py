@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
@@ -53,6 +54,9 @@ class KVTiers:
         self._kv = kv
         self._host = HostMemory(kv, num_host_blocks)
         self._disk = disk
+        self._copier = ThreadPoolExecutor(1, "orcinus-kv-ahead")
+        self._beside: Future[None] | None = None
+        self._stale: list[tuple[int, int]] = []
 
     def apply(self, swaps: Sequence[Swap]) -> Missed:
         """All of them, in their order: a later one may use the block or the slot that an earlier one has read."""
@@ -67,14 +71,33 @@ class KVTiers:
                     self._on_disk.erase(swap.slot - len(self._host))
         return missed
 
+    def begin_ahead(self, swaps: Sequence[Swap]) -> None:
+        """Those that no work of the plan waits for, beside it."""
+        if swaps:
+            self._beside = self._copier.submit(self._copy_ahead, swaps)
+
+    def end_ahead(self) -> None:
+        """They are done."""
+        if self._beside is not None:
+            beside, self._beside = self._beside, None
+            beside.result()
+
+    def _copy_ahead(self, swaps: Sequence[Swap]) -> None:
+        with torch.inference_mode():
+            stale = self.apply(swaps).stale
+        # Nobody reads it yet, so nobody has to fail.
+        brought = (swap for swap in swaps if isinstance(swap, SwapIn) and swap.slot < len(self._host))
+        self._stale += [(swap.slot, swap.generation) for swap in brought if swap.seq_id in stale]
+
     def lost(self) -> tuple[tuple[int, int], ...]:
-        """What the disk turned out not to hold since somebody asked, as (slot, generation)."""
-        if self._disk is None:
-            return ()
-        return tuple((slot + len(self._host), generation) for slot, generation in self._disk.lost())
+        """What turned out not to be there since somebody asked, as (slot, generation)."""
+        stale, self._stale = self._stale, []
+        on_disk = [] if self._disk is None else self._disk.lost()
+        return (*stale, *((slot + len(self._host), generation) for slot, generation in on_disk))
 
     def close(self) -> None:
         """Wait for what is still being written."""
+        self._copier.shutdown()
         if self._disk is not None:
             self._disk.close()
 

@@ -117,7 +117,11 @@ class Worker:
                 self._fed_back.catch_up(plan)
         embeds = self._place.is_first
         packed = to_device(pack(plan.work, logs, self._sequences, self._block_size, embeds=embeds), self._device)
-        return self._run(plan, logs, packed, watch, missed)
+        self._tiers.begin_ahead(plan.ahead)
+        try:
+            return self._run(plan, logs, packed, watch, missed)
+        finally:
+            self._tiers.end_ahead()
 
     def close(self) -> None:
         """No plan will come any more."""
@@ -138,6 +142,7 @@ class Worker:
             return IterationResult(plan.epoch, plan.iteration, ())
         found = self._heads(plan, logs, packed, hidden)
         _leave_out(plan, found, missed)
+        self._tiers.end_ahead()
         return IterationResult(
             plan.epoch,
             plan.iteration,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from twin_loads import simulate
+from twin_loads import fastserve_load, simulate
 
 from orcinus.core.config import SchedulerConfig
 from orcinus.core.journal import Added, CacheHit, Journal, Scheduled
@@ -27,19 +25,6 @@ def run(jobs: list[Job], **config: object) -> Outcome:
     fields: dict[str, object] = {"max_batch_size": 16, "max_batch_tokens": 512, "num_blocks": 100_000} | config
     scheduler = SchedulerConfig(**fields)  # type: ignore[arg-type]
     return Simulation(scheduler, Modelled(Machine(cost=CALIBRATION)), journal=Journal(1 << 20)).run(jobs)
-
-
-def lognormal(rng: random.Random, mean: float, sigma: float) -> int:
-    return max(1, min(2048, round(rng.lognormvariate(math.log(mean) - sigma * sigma / 2, sigma))))
-
-
-def fastserve_load(rate: float, count: int) -> Iterator[Job]:
-    """§4: prompts of mean 243, answers of mean 86, log-normal."""
-    rng, at = random.Random(1), 0.0
-    for _ in range(count):
-        at += rng.expovariate(rate)
-        prompt = lognormal(rng, 243, 1.0)
-        yield Job(at, drawn_tokens(rng, prompt), lognormal(rng, 86, 1.2), 2048)
 
 
 def seconds(outcome: Outcome, column: str = "ended_at") -> np.ndarray:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from orcinus.bench.goal import Goal
 from orcinus.core.config import SchedulerConfig
@@ -45,3 +46,16 @@ def orca_load(rate: float, count: int, **fields: object) -> Iterable[Job]:
         "seed": 1,
     }
     return make_jobs(WorkloadConfig(**(chosen | fields)))  # type: ignore[arg-type]
+
+
+def _lognormal(rng: random.Random, mean: float, sigma: float) -> int:
+    return max(1, min(2048, round(rng.lognormvariate(math.log(mean) - sigma * sigma / 2, sigma))))
+
+
+def fastserve_load(rate: float, count: int, max_tokens: int = 2048) -> Iterator[Job]:
+    """Prompts of mean 243, answers of mean 86, log-normal (SYSTEMS.md §4)."""
+    rng, at = random.Random(1), 0.0
+    for _ in range(count):
+        at += rng.expovariate(rate)
+        prompt = _lognormal(rng, 243, 1.0)
+        yield Job(at, drawn_tokens(rng, prompt), min(max_tokens, _lognormal(rng, 86, 1.2)), max_tokens)

@@ -188,7 +188,7 @@ def check_quiescence(world: World) -> None:
 def check_journal(world: World, news: list[why.Event]) -> None:
     """What it says is what happened."""
     told, begun = world.to_tell, set[tuple[str, int]]()
-    is_calm = not any(isinstance(event, why.Preempted) for event in news)
+    is_calm = not any(isinstance(event, why.Preempted | why.CacheHit) for event in news)
     for event in news:
         match event:
             case why.Finished():
@@ -232,7 +232,9 @@ def check_journal(world: World, news: list[why.Event]) -> None:
             case why.Evicted() | why.Spilled():
                 world.num_evicted += event.blocks if isinstance(event, why.Evicted) else 0
                 world.num_spilled += event.blocks + event.stored if isinstance(event, why.Spilled) else 0
-            # Whoever gives way later in the same pass changes what was so.
+            case why.Fetched():
+                told["restored"] -= event.blocks
+            # Whoever gives way later in the same pass changes what was so; or finds what it had blocks to compute in.
             case why.Blocked() if is_calm:
                 _check_obstacle(world, event)
     _check_told(world)

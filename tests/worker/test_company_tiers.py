@@ -10,7 +10,9 @@ import pytest
 from test_company import KERNELS, alone, engine, run
 from test_company_cached import Cold, Warm, next_turns, options, sharing
 
+from orcinus.core.clock import VirtualClock
 from orcinus.core.journal import Restored
+from orcinus.engine.build import build_engine
 from orcinus.engine.config import EngineConfig
 from orcinus.engine.loop import Engine
 
@@ -98,3 +100,25 @@ def test_an_engine_finds_on_disk_what_the_one_before_it_computed(
     run(foreign, others)
     assert restored(foreign) == 0, "another tenant has found it"
     foreign.close()
+
+
+class Ticking(VirtualClock):
+    """Time goes on whenever somebody looks: iterations take some, the same in each run."""
+
+    def now(self) -> float:
+        self.advance_to(super().now() + 0.005)
+        return super().now()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_swapped_ahead_of_its_turn_is_as_good_as_alone(random_llama: Path, dtype: str) -> None:
+    """Under mlfq KV is copied out and fetched beside the work of others."""
+    kernels = KERNELS[-1]
+    batch = sharing(12)
+    expected = alone(engine(Cold(**options(random_llama, kernels, dtype))), batch)
+    changes = {"policy": "mlfq", "max_batch_size": 3, "swap_space_gib": blocks_gib(200.5, dtype)}
+    for lookahead in (0, 1):
+        ahead = build_engine(tight(random_llama, kernels, dtype, lookahead=lookahead, **changes), Ticking())[0]
+        assert run(ahead, batch, arrivals_between_steps=1) == expected
+        assert ahead.scheduler.journal.counts["Fetched"] > 0, "nothing came back ahead of its turn"
+        ahead.close()

@@ -74,7 +74,7 @@ class Policy(Protocol):
     watches_service: bool
     # It wants `on_time`, or others want the pace that it is told.
     watches_time: bool
-    # It knows when somebody's turn comes: `quantum_left` and `due_by` say something.
+    # Its order and `due_by` tell whose turn comes when, so that KV can be moved ahead of it.
     foresees: bool
 
     def __init__(self, facts: Facts) -> None: ...
@@ -109,10 +109,6 @@ class Policy(Protocol):
 
     def on_time(self, view: RequestView, seconds: float, now: float) -> None:
         """An iteration with work for this request took `seconds`."""
-        ...
-
-    def quantum_left(self, view: RequestView) -> float:
-        """Seconds of service before it makes way for others."""
         ...
 
     def due_by(self, at: float) -> Sequence[RequestView]:
@@ -159,10 +155,6 @@ class PlainPolicy:
 
     def on_time(self, view: RequestView, seconds: float, now: float) -> None:
         """Time changes nothing."""
-
-    def quantum_left(self, view: RequestView) -> float:
-        """For ever."""
-        return inf
 
     def due_by(self, at: float) -> Sequence[RequestView]:
         """Nobody."""

@@ -92,14 +92,9 @@ class Mlfq(PlainPolicy):
         if job is None:
             return
         job.used += seconds
-        if self.quantum_left(view) <= 0.0 and job.level < _MOST_LEVELS:
+        if job.used >= self.first_quantum * RATIO**job.level and job.level < _MOST_LEVELS:
             self._move(view, job, job.level + 1)
             self.num_demotions += 1
-
-    def quantum_left(self, view: RequestView) -> float:
-        """Of its level."""
-        job = self._jobs[view.number]
-        return self.first_quantum * RATIO**job.level - job.used
 
     def due_by(self, at: float) -> Sequence[RequestView]:
         """Those that will be overdue."""
