@@ -101,14 +101,24 @@ class TimedKernels:
         """Each kernel by itself, or whole layers."""
         if not self._record.whole_layers:
             return tuple(layers)
-        return tuple(self._timed_layer(layer) for layer in self._kernels.taped(layers))
+        return tuple(map(self._timed_layer, layers, self._kernels.taped(layers)))
 
-    def _timed_layer(self, layer: LayerCall) -> LayerCall:
-        return lambda x, batch, kv: self._record.call("layer", lambda: layer(x, batch, kv), 0, 0)
+    def _timed_layer(self, layer: Any, taped: LayerCall) -> LayerCall:
+        products = (layer.attention.qkv, layer.attention.output, *layer.mlp.products)
+        num_bytes = sum(product.data.nbytes for product in products)
+        elements = sum(product.in_features * product.out_features for product in products)
+
+        def timed(x: Tensor, batch: AttentionBatch, kv: tuple[Tensor, Tensor]) -> Any:
+            seen_bytes, operations = _attention_work(x, kv[0], batch, layer.attention.spec)
+            operations += 2 * len(x) * elements
+            return self._record.call("layer", lambda: taped(x, batch, kv), num_bytes + seen_bytes, operations)
+
+        return timed
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._kernels, name)
-        if not callable(method) or name.startswith("pack"):
+        in_layer = self._record.whole_layers and name != "linear_float32"
+        if not callable(method) or name.startswith("pack") or in_layer:
             return method
 
         def timed(*arguments: Any) -> Any:

@@ -59,8 +59,7 @@ def pack(
     contexts = starts + counts
     tables = sequences.tables[sequences.slots(logs), : -(-int(contexts.max()) // block_size)]
     slots = tables[owners, positions // block_size].astype(np.int64) * block_size + positions % block_size
-    values = b"".join(map(_input_tokens, work, logs)) if embeds else b""
-    tokens = np.frombuffer(values, dtype=np.uint32).astype(np.int64)
+    tokens = input_tokens(work, logs) if embeds else np.empty(0, dtype=np.int64)
     batch = AttentionBatch(
         query_starts=torch.from_numpy(query_starts.astype(np.int32)),
         context_lengths=torch.from_numpy(contexts.astype(np.int32)),
@@ -76,6 +75,15 @@ def pack(
     ]
     segments = _segments(logs, owners, positions)
     return Packed(torch.from_numpy(tokens), batch, torch.from_numpy(rows), samples, scored, pooled, segments)
+
+
+def input_tokens(work: Sequence[Work], logs: Sequence[SequenceLog]) -> NDArray[np.int64]:
+    """The tokens of all items, one after the other.
+
+    Raises:
+        PlanError: an item asks for a token that this worker doesn't have.
+    """
+    return np.frombuffer(b"".join(map(_tokens_of, work, logs)), dtype=np.uint32).astype(np.int64)
 
 
 def to_device(packed: Packed, device: torch.device) -> Packed:
@@ -109,7 +117,7 @@ def _segments(logs: Sequence[SequenceLog], owners: NDArray[np.int64], positions:
     return torch.from_numpy(((starts > 0)[owners] & (positions >= starts[owners])).astype(np.int64))
 
 
-def _input_tokens(item: Work, log: SequenceLog) -> bytes:
+def _tokens_of(item: Work, log: SequenceLog) -> bytes:
     """The item's tokens as values; a fed-back one is the last of the log."""
     end = item.start + item.num_tokens
     if item.tokens != FED_BACK:

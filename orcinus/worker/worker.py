@@ -25,6 +25,7 @@ from orcinus.worker.pack import Packed, pack, to_device
 from orcinus.worker.pooling import pool
 from orcinus.worker.sampler import Sampled, Sampler, SampleRow
 from orcinus.worker.sequences import SequenceLog, Sequences
+from orcinus.worker.steady import Steady
 from orcinus.worker.tiers import KVTiers, Missed
 
 
@@ -90,6 +91,7 @@ class Worker:
         self._sampler = Sampler(model.shape.vocab_size, device)
         self._sequences = Sequences(-(-max_sequence_tokens // block_size), max_batch_size)
         receiver = self._links.tokens_in
+        self._steady = Steady(block_size, embeds=self._place.is_first)
         self._fed_back = None if receiver is None else FedBack(receiver, self._sequences)
         self._epoch = 0
 
@@ -115,8 +117,7 @@ class Worker:
         if self._fed_back is not None:
             with watch.paused():
                 self._fed_back.catch_up(plan)
-        embeds = self._place.is_first
-        packed = to_device(pack(plan.work, logs, self._sequences, self._block_size, embeds=embeds), self._device)
+        packed = to_device(self._packed(plan, logs), self._device)
         self._tiers.begin_ahead(plan.ahead)
         try:
             return self._run(plan, logs, packed, watch, missed)
@@ -126,6 +127,13 @@ class Worker:
     def close(self) -> None:
         """No plan will come any more."""
         self._tiers.close()
+
+    def _packed(self, plan: IterationPlan, logs: list[SequenceLog]) -> Packed:
+        packed = self._steady.next(plan, logs)
+        if packed is None:
+            packed = pack(plan.work, logs, self._sequences, self._block_size, embeds=self._place.is_first)
+            self._steady.keep(plan.work, logs, packed)
+        return packed
 
     def _run(
         self, plan: IterationPlan, logs: list[SequenceLog], packed: Packed, watch: _Watch, missed: Missed
@@ -168,7 +176,9 @@ class Worker:
         if packed.pooled and self._place.answers:
             self._pool(plan, logs, packed, hidden, found)
         if len(packed.rows):
-            logits = self._model.logits(hidden[packed.rows])
+            # In a steady decode they are all rows, in their order.
+            every = len(packed.samples) == len(hidden)
+            logits = self._model.logits(hidden if every else hidden[packed.rows])
             if self._place.answers:
                 self._sample(plan, logs, packed, logits, found)
         return found

@@ -209,7 +209,7 @@ class World:
             sim_plans.check_statement(new, client)
             self.worker.first_states[new.seq_id] = client.first
             self.names[new.seq_id] = client.request.request_id
-        self.to_tell["restored"] += sum(isinstance(swap, SwapIn) for swap in plan.swaps)
+        self.to_tell["restored"] += sum(isinstance(swap, SwapIn) for swap in (*plan.swaps, *plan.ahead))
         touched = sim_plans.check_plan(self, plan, sequences, before)
         self.in_flight.append(PlanOut(plan, touched))
         self._digest.update(self._encode(plan))

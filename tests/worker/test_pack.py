@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orcinus.core.plan import FED_BACK, BlockDelta, IterationPlan, NewSequence, Output, Work
@@ -33,6 +33,7 @@ def plan(*, new: tuple[NewSequence, ...] = (), **changes: tuple[object, ...]) ->
     return IterationPlan(0, 0, (), new, **changes)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 100), st.integers(1, 40)), min_size=1, max_size=8),
     st.randoms(use_true_random=False),

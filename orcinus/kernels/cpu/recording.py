@@ -156,8 +156,9 @@ class Recording:
         rows = len(x)
         if watch.computes or any(len(given) != rows for given in watch.given):
             raise Unrecordable
+        if any(name not in _STEPS for name, _ in notes.calls):
+            raise Unrecordable
         self._calls = notes.calls
-        self._rows = rows
         self._x = x.data_ptr()
         self._known = fields_of(rows, batch)
         self._buffers = [_Buffer(t.data_ptr(), t.nbytes, t.nbytes // rows) for t in watch.given]
@@ -182,7 +183,7 @@ class Recording:
     def _placed(self, result: Tensor) -> int:
         """Give each buffer the lowest place that nobody needs meanwhile; returns how many bytes that takes."""
         for index, (name, arguments) in enumerate(self._calls):
-            for kind, value in zip(_STEPS.get(name, ""), arguments, strict=False):
+            for kind, value in zip(_STEPS[name], arguments, strict=True):
                 if kind == "x" and value != self._x:
                     self._buffer_at(value).use(index)
         self._buffer_at(result.data_ptr()).use(len(self._calls))
