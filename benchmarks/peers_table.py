@@ -66,7 +66,7 @@ def _rows(lines: Sequence[Line], names: Sequence[str]) -> Iterator[str]:
                 if line["workload"] == workload and figure in line["figures"]:
                     values[_name(line)][line["round"]] = line["figures"][figure]
             if values:
-                cells = [_cell(list(values[name].values())) for name in names]
+                cells = [_cell(list(values.get(name, {}).values())) for name in names]
                 yield f"| {workload} {label} | {' | '.join(cells)} | {_ratio(values, direction)} |"
 
 
