@@ -17,6 +17,8 @@ from pathlib import Path
 
 import aiohttp
 
+# Generous: a busy machine takes minutes for four workers that import torch.
+START_SECONDS = 600
 WORKERS = ("orcinus.executor.worker_process", "orcinus.executor.joining")
 MODEL = Path(__file__).resolve().parent.parent / "models" / "orcinus-tiny"
 
@@ -33,11 +35,12 @@ class Server:
         self.url = self._wait_for_url()
 
     def _wait_for_url(self) -> str:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             if found := re.search(r"Serving on (\S+)", self.log()):
                 return found[1]
             time.sleep(0.05)
+        self.process.kill()
         raise SystemExit(f"the server didn't start:\n{self.log()}")
 
     def log(self) -> str:

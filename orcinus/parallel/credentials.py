@@ -29,19 +29,17 @@ _VALID = timedelta(days=1)
 
 
 # A host that is cut off says no farewell: after four silent seconds a connection counts as ended, before an engine that
-# waits for a plan counts as hung. Hosts answer for processes that are busy. Nobody is asked while words of ours are
-# under way to him, so those have their own four seconds.
-KEEPALIVE = (
-    (socket.TCP_KEEPIDLE, 2),
-    (socket.TCP_KEEPINTVL, 1),
-    (socket.TCP_KEEPCNT, 2),
-    (socket.TCP_USER_TIMEOUT, 4000),
-)
+# waits for a plan counts as hung. Hosts answer for processes that are busy.
+KEEPALIVE = ((socket.TCP_KEEPIDLE, 2), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 2))
+# Nobody is asked while words of ours are under way to him. (TCP_USER_TIMEOUT would do, but ends connections to a host
+# that answers, too, if the process there is too busy to read.)
+_UNANSWERED_MS = 4000
 # An answer is never older than this while they come, and always when they have ceased.
 _SILENCE_MS = 3000
 _TCP_CLOSE = 7
-# Offsets in Linux's struct tcp_info: the state, and the milliseconds since the last acknowledgement.
-_STATE, _LAST_ACK = struct.Struct("B"), struct.Struct("=56xI")
+# Offsets in Linux's struct tcp_info: the state, and the milliseconds since the last acknowledgement;
+# between them the segments that wait for one.
+_STATE, _UNDER_WAY, _LAST_ACK = struct.Struct("B"), struct.Struct("=24xI"), struct.Struct("=56xI")
 
 
 class Sealed(ssl.SSLSocket):
@@ -60,6 +58,12 @@ class Sealed(ssl.SSLSocket):
         if _STATE.unpack_from(found)[0] == _TCP_CLOSE and _LAST_ACK.unpack(found)[0] >= _SILENCE_MS:
             raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
         return nothing
+
+
+def is_unanswered(end: socket.socket) -> bool:
+    """Words are under way to another host, which has acknowledged nothing for four seconds."""
+    found = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_ACK.size)
+    return bool(_UNDER_WAY.unpack_from(found)[0]) and bool(_LAST_ACK.unpack(found)[0] >= _UNANSWERED_MS)
 
 
 class Credentials(msgspec.Struct, frozen=True):

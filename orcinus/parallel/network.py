@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orcinus.parallel import TIMEOUT_SECONDS, PeerLost, Span, missed
+from orcinus.parallel import TIMEOUT_SECONDS, LinkLost, PeerLost, Span, missed
+from orcinus.parallel.credentials import is_unanswered
 from orcinus.parallel.stages import STAGE_SECONDS, Handover, Header, TokenReceiver
 
 # Which call of the group a tensor belongs to, and its bytes: ranks that don't keep step are found out.
@@ -29,6 +30,7 @@ _CALL = struct.Struct("<QQ")
 _LENGTH = struct.Struct("<I")
 _MAX_HEADER_BYTES = 4096
 _CHUNK = 64 * 1024
+_LOOK_MS = 200
 _NOTHING_YET = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -143,7 +145,7 @@ def _complete(transfers: Sequence[_Transfer]) -> None:
     """All of them, both ways at once.
 
     Raises:
-        PeerLost: somebody is gone, or it takes too long.
+        PeerLost: somebody is gone or cut off, or it takes too long.
     """
     deadline = time.monotonic() + TIMEOUT_SECONDS
     for transfer in transfers:
@@ -152,8 +154,11 @@ def _complete(transfers: Sequence[_Transfer]) -> None:
         poller = select.poll()
         for transfer in waiting:
             poller.register(transfer.peer, transfer.events)
-        if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise PeerLost("another worker has said nothing for too long")
+        if not poller.poll(_LOOK_MS):
+            if any(is_unanswered(transfer.peer) for transfer in waiting):
+                raise LinkLost("another rank's host doesn't answer")
+            if time.monotonic() > deadline:
+                raise PeerLost("another worker has said nothing for too long")
         for transfer in waiting:
             transfer.go_on()
 

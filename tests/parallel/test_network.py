@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -125,6 +126,18 @@ def test_states_arrive_as_they_left(dtype: torch.dtype, ends: Ends) -> None:
         sending.join()
         assert torch.equal(found, x)
         assert times == (0.25, 0.5)
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_busy_for_longer_than_a_host_may_be_silent_is_not_cut_off(ends: Ends) -> None:
+    # More than fits between them, so that nothing at all can be handed over meanwhile.
+    x = torch.randn(2**14, 2**10)
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(NetworkOutlet(ends[0]).send, 0, 0, x, ())
+        time.sleep(6)
+        found, _ = NetworkInlet(ends[1]).receive(0, 0, *x.shape, torch.float32)
+        sending.result()
+    assert torch.equal(found, x)
 
 
 def test_states_of_another_iteration_are_not_taken(ends: Ends) -> None:
