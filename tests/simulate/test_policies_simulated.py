@@ -10,6 +10,7 @@ from twin_loads import fastserve_load, simulate
 
 from orcinus.core.config import SchedulerConfig
 from orcinus.core.journal import Added, CacheHit, Journal, Scheduled
+from orcinus.core.policy.mlfq import Mlfq
 from orcinus.core.request import ServiceClass
 from orcinus.simulate.cost import CALIBRATION, Machine
 from orcinus.simulate.executor import Modelled
@@ -51,6 +52,23 @@ def test_mlfq_past_saturation_has_far_less_latency_a_token_at_a_price_that_agein
     assert fcfs[1] / plain[1] >= 1.7
     assert fcfs[1] / aged[1] >= 1.3
     assert aged[2] <= 3 * fcfs[2] < plain[2]
+
+
+def test_skip_join_saves_demotions(monkeypatch):
+    """§4, against a queue that everybody enters at the top. Measured: 20 % fewer."""
+
+    def demotions() -> int:
+        config = SchedulerConfig(max_batch_size=16, max_batch_tokens=2048, num_blocks=200_000, policy="mlfq")
+        simulation = Simulation(config, Modelled(Machine(cost=CALIBRATION)))
+        simulation.run(fastserve_load(8.0, 600))
+        policy = simulation.core.scheduler.state.queues.policy
+        assert isinstance(policy, Mlfq)
+        return policy.num_demotions
+
+    skipping = demotions()
+    monkeypatch.setattr(Mlfq, "entry_level", lambda self, seconds: 0)
+    plain = demotions()
+    assert skipping <= 0.85 * plain
 
 
 def backlog() -> list[Job]:

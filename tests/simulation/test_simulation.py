@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from lives import Arrive, Crash, Epoch, Life, Run, Step
 from shrink import failure_of, made_plainer, shrink
@@ -31,6 +32,33 @@ def test_no_life_breaks_an_invariant(first):
     for seed in range(first, first + CHUNK):
         failure = failure_of(Life.of(seed))
         assert failure is None, f"python tools/simulation_test.py --start {seed} --seeds 1\n{failure.text}"
+
+
+def test_no_life_with_proactive_swap_breaks_an_invariant():
+    """Under mlfq with a host's memory: few of the lives above have both, and a pool in which it comes to that."""
+    fetched = 0
+    for seed in range(120):
+        life = swapping(Life.of(seed))
+        failure = failure_of(life)
+        assert failure is None, f"seed {seed}: {failure.text}"
+        world = World(life)
+        world.live()
+        fetched += world.journal.counts["Fetched"]
+    assert fetched > 20
+
+
+def swapping(life: Life) -> Life:
+    """The same with proactive swap on."""
+    config = msgspec.structs.replace(
+        life.config,
+        policy="mlfq",
+        admission="on_demand",
+        enable_prefix_caching=True,
+        num_host_blocks=(1, 3, 8, 64)[life.seed % 4],
+        host_block_seconds=0.0,
+        block_size=min(life.config.block_size, 2),
+    )
+    return replace(life, config=config)
 
 
 def test_lives_are_eventful():
