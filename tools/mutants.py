@@ -41,6 +41,8 @@ WALL_SECONDS = 900
 SLOW_TESTS = ("test_credit.py", "test_credit_under_load.py", "test_quarantine.py")
 # Random lives of the tests' own would only repeat the ones here.
 RANDOM_TESTS = "not lives and not Machine and not algorithm_1 and not surrogates and not is_pure"
+# The fixtures that all rooms share load torch; core has no use for them.
+PYTEST = ("-x", "--tb=no", "-rf", "--noconftest")
 # Who most likely notices comes first: by the beginning of a file's name.
 NEAREST = {
     "kv/": ["kv", "test_prefix.py"],
@@ -151,7 +153,7 @@ class Bench:
 
     def _by_pytest(self, by: str, chosen: list[str]) -> tuple[str, str]:
         try:
-            run = self._run([sys.executable, "-m", "pytest", "-x", "--tb=no", "-rf", *chosen], WALL_SECONDS)
+            run = self._run([sys.executable, "-m", "pytest", *PYTEST, *chosen], WALL_SECONDS)
         except subprocess.TimeoutExpired:
             return by, "no end"
         if run.returncode == 0:
