@@ -44,7 +44,8 @@ from orcinus.parallel.wiring import Links
 from orcinus.worker.build import LoadedWorker, Memory, WorkerConfig, WorkerDescription
 
 READ_BYTES = 400 << 20
-CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+Clock = Callable[[], float]
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Record:
 
     stages: dict[str, Stage] = field(default_factory=lambda: defaultdict(Stage))
     names: dict[int, str] = field(default_factory=dict)
-    clock: Callable[[], float] = time.perf_counter
+    clock: Clock = time.perf_counter
     mark: float = 0.0
     between: str = "pack, embedding"
     whole_layers: bool = False
@@ -199,25 +200,25 @@ def _products(model: Decoder) -> list[tuple[str, object]]:
     return named
 
 
-def read_rate() -> float:
+def read_rate(clock: Clock) -> float:
     """Bytes a second that torch's threads read, the best of a few, from huge pages where there are some."""
     memory = mmap.mmap(-1, READ_BYTES)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     x = torch.frombuffer(memory, dtype=torch.float32).fill_(1.0)
-    return READ_BYTES / min(_seconds(x.amax) for _ in range(7))
+    return READ_BYTES / min(_seconds(x.amax, clock) for _ in range(7))
 
 
-def product_rate() -> float:
+def product_rate(clock: Clock) -> float:
     """Operations a second of a 2048³ product in bfloat16 through torch, the best of a few."""
     x = torch.randn(2048, 2048, dtype=torch.bfloat16)
-    return float(2 * 2048**3 / min(_seconds(lambda: x @ x) for _ in range(5)))
+    return float(2 * 2048**3 / min(_seconds(lambda: x @ x, clock) for _ in range(5)))
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    started_at = time.perf_counter()
+def _seconds(run: Callable[[], object], clock: Clock) -> float:
+    started_at = clock()
     run()
-    return time.perf_counter() - started_at
+    return clock() - started_at
 
 
 def generate(engine: Engine, jobs: Sequence[Job], prefix: str) -> int:
@@ -272,7 +273,7 @@ def main() -> None:
     config, clock, record = engine_config({**options, "lookahead": arguments.lookahead}), MonotonicClock(), Record()
     record.clock, record.whole_layers = CLOCKS[arguments.clock], arguments.whole_layers
     engine, _ = engine_over(TimedWorkers(worker_config(config), record), config, clock)
-    bandwidth, rate = read_rate(), product_rate()
+    bandwidth, rate = read_rate(record.clock), product_rate(record.clock)
     print(f"{arguments.threads} threads: {bandwidth / 1e9:.1f} GB/s read, {rate / 1e9:.0f} GFLOP/s")
     for name in arguments.workloads:
         generate(engine, warm_up(name, seed=0), f"{name}-warm")
