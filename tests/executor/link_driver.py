@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -150,8 +151,8 @@ def one_fault(
 
 
 def memory_left() -> set[str]:
-    """Names of shared memory, and of our files for a start."""
-    return {str(path) for folder in ("/dev/shm", "/tmp") for path in Path(folder).glob("*orcinus-*")}
+    """Names of shared memory, and of our files for a start, which nobody else puts where this process does."""
+    return {str(path) for folder in ("/dev/shm", tempfile.gettempdir()) for path in Path(folder).glob("*orcinus-*")}
 
 
 def main(address: str, others: str, model: str) -> None:
