@@ -18,7 +18,7 @@ from orcinus.core.plan import Swap, SwapOut
 from orcinus.core.sequence import Sequence, SequenceGroup
 from orcinus.core.state import SchedulerState
 
-# Whoever is promoted within so many iterations like this one is promoted soon.
+# Whoever is promoted within so many iterations like this one is due.
 _HORIZON = 8
 Preempt = Callable[[SequenceGroup, SequenceGroup, float], None]
 
@@ -34,8 +34,7 @@ class Ahead:
         # Kept free: one more block for each sequence of a batch. Kept clean: what the prompts of an iteration can take.
         self._reserve = min(config.max_running, config.num_blocks // 8)
         self._burst = min(config.max_batch_tokens // config.block_size, config.num_blocks // 2)
-        # Blocks that the copies beside this iteration can move.
-        self._left = 0
+        self._left = 0  # Blocks that the copies beside this iteration can move.
 
     def swap(self, draft: Draft, swaps: tuple[Swap, ...], now: float) -> list[Fetch]:
         """Swaps for the plan of `draft`, which has `swaps` already; they are taken from the tiers by the caller."""
@@ -53,8 +52,7 @@ class Ahead:
         # No ping-pong: what had to leave for this very plan shows that there is no room.
         if any(isinstance(swap, SwapOut) for swap in swaps):
             return []
-        fetches = [self._fetch(sequence, now) for sequence in soon]
-        return [fetch for fetch in fetches if fetch is not None]
+        return [fetch for sequence in soon if (fetch := self._fetch(sequence, now))]
 
     # ---- whose turn comes
 
@@ -83,10 +81,7 @@ class Ahead:
     # ---- out
 
     def _make_room(self, horizon: float, now: float) -> tuple[list[Sequence], int]:
-        """Take their blocks back from those that have the largest ENST; who can come in then, and blocks free for that.
-
-        A paused sequence gives way only to those with a smaller one.
-        """
+        """Preempt the largest ENST for smaller ones; who can come in then, and blocks kept for that."""
         state, pool = self._state, self._state.pool
         due = {view.request.request_id for view in state.queues.policy.due_by(horizon)}
         paused = [each for each in self._paused() if each.request.request_id not in due and not each.pinned_blocks]
@@ -102,15 +97,12 @@ class Ahead:
                 break
             room = wanted
             soon.append(sequence)
-        self._keep(soon)
+        # Should there be too little room after all, whose turn comes last goes first.
+        for sequence in reversed(soon):
+            path = state.cache.find(sequence)
+            pool.share(path)
+            pool.release(path)
         return soon, room
-
-    def _keep(self, soon: Iterable[Sequence]) -> None:
-        """Should there be too little room after all, whose turn comes last goes first."""
-        for sequence in reversed(list(soon)):
-            path = self._state.cache.find(sequence)
-            self._state.pool.share(path)
-            self._state.pool.release(path)
 
     def _clean(self, blocks: Iterable[int], count: int) -> None:
         """Copy out what will be taken first, so that nothing has to be waited for then."""
@@ -128,11 +120,10 @@ class Ahead:
         """Begin to bring back what `sequence` lacks, as far as no block has to be copied out for that first."""
         state, pool = self._state, self._state.pool
         path, found = state.cache.find_ahead(sequence)
-        count = min(len(found), self._left)
         pool.share(path)
-        clean = pool.num_unused + sum(1 for _ in islice(takewhile(state.tiers.has, pool.cached()), count))
-        count = min(count, clean)
-        fetch = None
+        most, fetch = min(len(found), self._left), None
+        clean = sum(1 for _ in islice(takewhile(state.tiers.has, pool.cached()), most))
+        count = min(most, pool.num_unused + clean)
         if count > 0:
             self._left -= count
             state.tiers.lock(found[:count])

@@ -20,6 +20,7 @@ ALLOWED_IMPORTS = {
     "array",
     "bisect",
     "heapq",
+    "itertools",
     "collections",
     "collections.abc",
     "contextlib",
