@@ -153,14 +153,14 @@ _CASES = (
 
 
 def fidelity(options: argparse.Namespace) -> None:
-    """Profile, then each case real and simulated by turns."""
+    """Each case: a profile, for the machine's speed changes within minutes; then real and simulated."""
     config = EngineConfig(options.model, threads=1, kv_cache_gib=options.kv_cache_gib)
     timer = time.process_time if options.processor_time else time.perf_counter
-    profile = measure(config, options.seconds, _say, timer)
-    print(f"profile: {profile.num_iterations} iterations, {profile.residuals}")
     rig = _Rig(options.model, options.kv_cache_gib, timer)
     print(f"{'case':28} {'figure':18} {'real (spread of repeats)':>30} {'twin':>10} {'off':>8} {'verdict':>8}")
     for case in _CASES:
+        profile = measure(config, options.seconds, _say, timer)
+        print(f"profile: {profile.num_iterations} iterations, {profile.residuals}")
         _compare(case, profile, rig, options.requests)
 
 
@@ -286,7 +286,7 @@ def main() -> None:
     commands.add_parser("accept").set_defaults(run=accept)
     command = commands.add_parser("fidelity")
     command.add_argument("model")
-    command.add_argument("--seconds", type=float, default=40.0)
+    command.add_argument("--seconds", type=float, default=20.0, help="of each profile")
     command.add_argument("--requests", type=int, default=60)
     command.add_argument("--kv-cache-gib", type=float, default=0.3)
     command.add_argument("--processor-time", action="store_true")
