@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import ssl
-import struct
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -20,26 +18,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from orcinus.parallel.silence import ended_in_silence
+
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 Nothing = TypeVar("Nothing", bytes, int)
 # Hosts whose clocks differ by less than that still know each other. Connections are made only at the start.
 _VALID = timedelta(days=1)
-
-
-# A host that is cut off says no farewell: after four silent seconds a connection counts as ended, before an engine that
-# waits for a plan counts as hung. Hosts answer for processes that are busy.
-KEEPALIVE = ((socket.TCP_KEEPIDLE, 2), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 2))
-# Nobody is asked while words of ours are under way to him. (TCP_USER_TIMEOUT would do, but ends connections to a host
-# that answers, too, if the process there is too busy to read.)
-_UNANSWERED_MS = 4000
-# An answer is never older than this while they come, and always when they have ceased.
-_SILENCE_MS = 3000
-_TCP_CLOSE = 7
-# Offsets in Linux's struct tcp_info: the state, and the milliseconds since the last acknowledgement;
-# between them the segments that wait for one.
-_STATE, _UNDER_WAY, _LAST_ACK = struct.Struct("B"), struct.Struct("=24xI"), struct.Struct("=56xI")
 
 
 class Sealed(ssl.SSLSocket):
@@ -54,16 +40,9 @@ class Sealed(ssl.SSLSocket):
         return super().recv_into(buffer, nbytes, flags) or self._end(0)
 
     def _end(self, nothing: Nothing) -> Nothing:
-        found = self.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_ACK.size)
-        if _STATE.unpack_from(found)[0] == _TCP_CLOSE and _LAST_ACK.unpack(found)[0] >= _SILENCE_MS:
+        if ended_in_silence(self):
             raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
         return nothing
-
-
-def is_unanswered(end: socket.socket) -> bool:
-    """Words are under way to another host, which has acknowledged nothing for four seconds."""
-    found = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_ACK.size)
-    return bool(_UNDER_WAY.unpack_from(found)[0]) and bool(_LAST_ACK.unpack(found)[0] >= _UNANSWERED_MS)
 
 
 class Credentials(msgspec.Struct, frozen=True):

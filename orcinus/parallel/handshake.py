@@ -19,7 +19,8 @@ from enum import IntEnum
 
 from orcinus.errors import ConfigurationError
 from orcinus.parallel import LinkLost, PeerLost, missed
-from orcinus.parallel.credentials import KEEPALIVE, Credentials, name_of
+from orcinus.parallel.credentials import Credentials, name_of
+from orcinus.parallel.silence import KEEPALIVE
 
 # Of the driver, who is no worker.
 DRIVER = 0xFFFF

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orcinus.parallel import TIMEOUT_SECONDS, LinkLost, PeerLost, Span, missed
-from orcinus.parallel.credentials import is_unanswered
+from orcinus.parallel.silence import is_unanswered
 from orcinus.parallel.stages import STAGE_SECONDS, Handover, Header, TokenReceiver
 
 # Which call of the group a tensor belongs to, and its bytes: ranks that don't keep step are found out.

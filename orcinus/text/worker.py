@@ -11,6 +11,7 @@ import signal
 import socket
 import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -45,7 +46,8 @@ def main(arguments: list[str]) -> int:
     model, end = Path(arguments[0]), socket.socket(fileno=int(arguments[2]))
     side = TextSide.load(model)
     _bound_memory()
-    with end, end.makefile("rwb") as wire:
+    # Who asks may die with something unread; then nobody asks any more, either.
+    with suppress(ConnectionResetError), end, end.makefile("rwb") as wire:
         wire.write(READY)
         wire.flush()
         while head := wire.read(HEAD_BYTES):
