@@ -1,9 +1,9 @@
 """Two promises of the scheduler, through a real server: a long prompt beside streams, and a polite tenant.
 
-    python benchmarks/gap.py gap    # worst gap of 16 streams beside a prompt of 3,900 tokens, with a target and without
+    python benchmarks/gap.py gap    # worst gap of 16 streams beside a prompt of 8,000 tokens, with a target and without
     python benchmarks/gap.py fair   # TTFT of a polite tenant beside one that keeps ten times as many requests open
 
-On bench-160m (random weights, context 4,096). `gap` asks first without a target, which gives the usual gap, then with a
+On bench-160m (random weights). `gap` asks first without a target, which gives the usual gap, then with a
 target of 1.6 times that. Figures are medians of `--repeats`.
 """
 
@@ -23,7 +23,8 @@ from overload_server import ServerUnderLoad, real_server
 from raw_client import RawClient, Reply
 from workloads import bench_160m
 
-LONG, STREAMS, STREAMED = 3900, 16, 250
+LONG, STREAMS, STREAMED = 8000, 16, 700
+CONTEXT = 16_384
 HOSTILE = 10
 
 
@@ -75,7 +76,7 @@ def gap(model: Path, repeats: int) -> None:
     target = None
     for options in ([], ["--target-iteration-seconds"]):
         given = [] if target is None else [*options, f"{target:.4f}"]
-        server = served(model, "--max-batch-tokens", "4096", *given)
+        server = served(model, "--max-batch-tokens", "8192", *given)
         try:
             asyncio.run(gaps_beside_a_long_prompt(server.url))
             found = [asyncio.run(gaps_beside_a_long_prompt(server.url)) for _ in range(repeats)]
@@ -133,11 +134,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=60, help="requests of the polite tenant")
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "orcinus-bench")
     arguments = parser.parse_args()
-    model = bench_160m(arguments.models)
     if arguments.kind == "gap":
-        gap(model, arguments.repeats)
+        gap(bench_160m(arguments.models, CONTEXT), arguments.repeats)
     else:
-        fair(model, arguments.count)
+        fair(bench_160m(arguments.models), arguments.count)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ from pathlib import Path
 VOCAB_SIZE = 32_000
 
 
-def bench_160m(folder: Path) -> Path:
+def bench_160m(folder: Path, context: int = 4096) -> Path:
     """A llama-shaped checkpoint of 125 M random bf16 weights (hidden 768, 12 layers, 12/4 heads), made once."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    target = folder / "bench-160m"
+    target = folder / ("bench-160m" if context == 4096 else f"bench-160m-{context}")
     if (target / "model.safetensors").exists():
         return target
     torch.manual_seed(0)
@@ -25,7 +25,7 @@ def bench_160m(folder: Path) -> Path:
         intermediate_size=2048,
         vocab_size=VOCAB_SIZE,
         head_dim=64,
-        max_position_embeddings=4096,
+        max_position_embeddings=context,
         rms_norm_eps=1e-5,
         tie_word_embeddings=False,
         bos_token_id=0,

@@ -1,6 +1,7 @@
-"""Proactive swap (FastServe, NSDI '26; SYSTEMS.md §4): KV leaves the device before its room is needed, and comes back
-before its turn, beside the work of others.
+"""KV leaves the device before its room is needed, beside the work of others: copies that nobody waits for.
 
+Under any policy what will be evicted next is copied out as far as the iteration leaves time. A policy that foresees
+whose turn comes does more, FastServe's proactive swap (NSDI '26; SYSTEMS.md §4): it makes room and fetches, too.
 A request's estimated next scheduled time (ENST) is when it will be promoted, or when those served before it have used
 what is left of their quanta, whichever comes first: so those to be promoted soon come first, and then the order of
 service. What goes out is only copied: as long as nobody takes the block, its owner finds it where it was. What comes in
@@ -30,7 +31,7 @@ class Ahead:
         config = state.config
         self._state = state
         self._preempt = preempt
-        self.is_enabled = state.queues.policy.foresees and state.tiers.spills
+        self._foresees = state.queues.policy.foresees
         # Kept free: one more block for each sequence of a batch. Kept clean: what the prompts of an iteration can take.
         self._reserve = min(config.max_running, config.num_blocks // 8)
         self._burst = min(config.max_batch_tokens // config.block_size, config.num_blocks // 2)
@@ -38,17 +39,15 @@ class Ahead:
 
     def swap(self, draft: Draft, swaps: tuple[Swap, ...], now: float) -> list[Fetch]:
         """Swaps for the plan of `draft`, which has `swaps` already; they are taken from the tiers by the caller."""
-        if not self.is_enabled:
+        if not self._state.tiers.spills:
             return []
-        config, pool, cache = self._state.config, self._state.pool, self._state.cache
-        seconds = self._state.pace.seconds(draft.num_decodes, draft.num_prefilled)
+        config, pool = self._state.config, self._state.pool
+        seconds = self._state.pace.seconds(draft.num_decodes, draft.num_prefilled, draft.num_pairs)
         self._left = max(0, int(seconds / max(config.host_block_seconds, 1e-9)) - len(swaps))
-        soon, room = self._make_room(now + seconds * _HORIZON, now)
+        soon, room = self._make_room(now + seconds * _HORIZON, now) if self._foresees else ([], self._reserve)
         self._clean(pool.cached(), room + self._burst - pool.num_unused)
-        for group in reversed(self._paused()):
-            for sequence in group.live:
-                # Not what was found to be in doubt.
-                self._clean(takewhile(cache.holds, sequence.table.blocks[: sequence.num_shared_blocks]), self._burst)
+        if self._foresees:
+            self._clean_paused()
         # No ping-pong: what had to leave for this very plan shows that there is no room.
         if any(isinstance(swap, SwapOut) for swap in swaps):
             return []
@@ -113,6 +112,13 @@ class Ahead:
             if not tiers.has(block):
                 tiers.spill(block)
                 self._left -= 1
+
+    def _clean_paused(self) -> None:
+        cache = self._state.cache
+        for group in reversed(self._paused()):
+            for sequence in group.live:
+                # Not what was found to be in doubt.
+                self._clean(takewhile(cache.holds, sequence.table.blocks[: sequence.num_shared_blocks]), self._burst)
 
     # ---- in
 

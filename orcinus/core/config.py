@@ -57,7 +57,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = False
     target_iteration_seconds: float | None = None
     max_wait_seconds: float = 10.0
-    max_overtakes: int = 8
+    max_overtakes: int = 256
     num_host_blocks: int = 0
     num_disk_blocks: int = 0
     recompute_token_seconds: float = 1e-4

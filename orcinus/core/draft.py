@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, sqrt
 
 from orcinus.core.kv.tiers import Found
+from orcinus.core.pace import pairs_of
 from orcinus.core.plan import FED_BACK, BlockCopy, BlockDelta, IterationPlan, NewSequence, Output, Swap, Work
 from orcinus.core.request import ServiceClass, pack_tokens
 from orcinus.core.sequence import Sequence, SequenceState
@@ -73,6 +74,7 @@ class PlanInFlight:
     issued_at: float = 0.0
     decodes: int = 0
     prefill_tokens: int = 0
+    prefill_pairs: int = 0
     swaps: tuple[Swap, ...] = ()
     fetches: list[Fetch] = field(default_factory=list)
 
@@ -83,21 +85,27 @@ class Draft:
 
     Args:
         slots_left: sequences that fit still.
-        prefill_left: tokens for prompts still, so that the iteration takes as long as it should.
+        prefill_left: tokens for prompts still, so that the iteration takes as long as it should; those with none
+            before them.
         limit_left: tokens for prompts still, whatever it takes.
+        depth_price: what each token before it takes of `prefill_left` besides, for a token of a prompt.
+        tile: so many tokens get the first prompt on, whatever they cost.
         pads: best effort decodes out of `prefill_left`: nothing was set aside for it.
         decodes_left: sequences that may decode still; None for as many as fit.
         padding_left: tokens that best effort may run still.
     """
 
     slots_left: int
-    prefill_left: int
+    prefill_left: float
     limit_left: int
+    depth_price: float = 0.0
+    tile: int = 1
     pads: bool = False
     decodes_left: int | None = None
     padding_left: float = inf
     num_decodes: int = 0
     num_prefilled: int = 0
+    num_pairs: int = 0
     entries: list[Entry] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
     new: list[NewSequence] = field(default_factory=list)
@@ -113,11 +121,22 @@ class Draft:
             return 0
         # What can't be cut may take longer than an iteration should: once, alone.
         is_alone = sequence.request.is_whole and not self.num_prefilled
-        left = self.limit_left if is_alone else self.prefill_left
+        left = self.limit_left if is_alone else self._prefill_at(sequence.num_scheduled)
         if self._is_padding(sequence):
             left = int(min(left, self.padding_left))
             return min(1, left) if is_decode else left
         return 1 if is_decode else left
+
+    def _prefill_at(self, start: int) -> int:
+        """Tokens of a prompt behind `start` others."""
+        fitting = self.prefill_left
+        if self.depth_price > 0.0:
+            # n (1 + depth x start) + n² depth / 2 = what is left.
+            first = 1.0 + self.depth_price * start
+            fitting = 2 * fitting / (first + sqrt(first * first + 2 * self.depth_price * fitting))
+        if not self.num_prefilled:
+            fitting = max(fitting, min(self.tile, self.prefill_left))
+        return min(self.limit_left, int(fitting))
 
     def budget_of(self, gang: list[Sequence]) -> int:
         """Tokens that these, of one request and each lacking one, may run together."""
@@ -132,12 +151,14 @@ class Draft:
                 self.decodes_left = max(0, self.decodes_left - 1)
         else:
             self.num_prefilled += tokens
+            self.num_pairs += pairs_of(sequence.num_scheduled, tokens)
         if self._is_padding(sequence):
             self.padding_left -= tokens
         elif is_decode:
             return
         self.limit_left -= tokens
-        self.prefill_left = max(0, self.prefill_left - tokens)
+        price = tokens if is_decode else tokens + self.depth_price * pairs_of(sequence.num_scheduled, tokens)
+        self.prefill_left = max(0, self.prefill_left - price)
 
     def _is_padding(self, sequence: Sequence) -> bool:
         return self.pads and sequence.request.service_class is ServiceClass.BESTEFFORT

@@ -131,7 +131,7 @@ class Leap:
         """The iteration is done. Progress of those alone whose answer is over, with their last token."""
         if self._results.watches_time:
             groups = {member.group.number: member.group for member in self._members}
-            self._results.note_time(len(self._members), 0, self._issued_at[-1], groups.values(), now)
+            self._results.note_time((len(self._members), 0, 0), self._issued_at[-1], groups.values(), now)
         step = self.num_steps
         ending = self._ends.pop(step, ())
         if self._state.cache.is_enabled:

@@ -1,22 +1,23 @@
 """How long iterations take, learnt from those that ended; and the token budget that keeps them within a target.
 
-Seconds = a constant + a price for each decoding sequence + a price for each prefill token, fitted as results come in
-(recursive least squares that forget). No clock is read: the seconds are told.
+Seconds = a constant + a price for each decoding sequence, each prefill token and each pair of a prefill token and one
+before it, fitted as results come in (recursive least squares that forget). No clock is read: the seconds are told.
 """
 
 from __future__ import annotations
 
-from math import isfinite
-
-Vector = tuple[float, float, float]
+from math import isfinite, sqrt
 
 # Features are scaled, so that one unit of each weighs about as much.
-_DECODES, _TOKENS = 64.0, 512.0
+_DECODES, _TOKENS, _PAIRS = 64.0, 512.0, 512.0 * 2048
 # How much of what was learnt is left after each iteration: about the last 200 count.
 _MEMORY = 0.995
 # Realtime iterations may be longer by this share for the best effort that pads them (REEF; SYSTEMS.md §8).
 PADDING = 0.02
-# Doubt before anything was seen, and the most there ever is: what isn't seen for long isn't forgotten without bound.
+# Tokens that are no bound.
+_ENDLESS = 2.0**40
+# Doubt of a price before anything was seen, and the most there ever is: what isn't seen for long isn't forgotten
+# without bound.
 _DOUBT = 1e3
 
 
@@ -25,23 +26,22 @@ class Pace:
 
     def __init__(self) -> None:
         self.num_seen = 0
-        self._prices: list[float] = [0.0, 0.0, 0.0]
-        self._doubt: list[list[float]] = [[_DOUBT * (row == column) for column in range(3)] for row in range(3)]
+        self._prices: list[float] = [0.0] * 4
+        self._doubt: list[list[float]] = [[_DOUBT * (row == column) for column in range(4)] for row in range(4)]
 
-    def observe(self, decodes: int, prefill_tokens: int, seconds: float) -> None:
+    def observe(self, decodes: int, prefill_tokens: int, seconds: float, pairs: int = 0) -> None:
         """One iteration ended after `seconds`; a clock that jumped teaches nothing."""
         if seconds <= 0.0 or not isfinite(seconds):
             return
         self.num_seen += 1
-        features: Vector = (1.0, decodes / _DECODES, prefill_tokens / _TOKENS)
+        features = (1.0, decodes / _DECODES, prefill_tokens / _TOKENS, pairs / _PAIRS)
         # Relative errors count: a long iteration is no more worth than a short one.
-        scale = 1.0 / seconds
-        self._learn((features[0] * scale, features[1] * scale, features[2] * scale), 1.0)
+        self._learn([feature / seconds for feature in features], 1.0)
 
-    def seconds(self, decodes: int, prefill_tokens: int) -> float:
+    def seconds(self, decodes: int, prefill_tokens: int, pairs: int = 0) -> float:
         """What such an iteration takes; 0 before anything was seen."""
-        constant, decode, token = self._prices
-        return max(constant, 0.0) + max(decode, 0.0) * decodes / _DECODES + max(token, 0.0) * prefill_tokens / _TOKENS
+        constant, decode, token, pair = (max(price, 0.0) for price in self._prices)
+        return constant + decode * decodes / _DECODES + token * prefill_tokens / _TOKENS + pair * pairs / _PAIRS
 
     def decode_seconds(self) -> float:
         """The shortest iteration: one sequence decodes."""
@@ -49,10 +49,17 @@ class Pace:
 
     def prefill_seconds(self, tokens: int) -> float:
         """A prompt of so many tokens, alone and in one iteration."""
-        return self.seconds(0, tokens)
+        return self.seconds(0, tokens, pairs_of(0, tokens))
+
+    @property
+    def depth_price(self) -> float:
+        """What each token before it adds to the price of a prefill token, as a share of that price."""
+        token, pair = max(self._prices[2], 0.0) / _TOKENS, max(self._prices[3], 0.0) / _PAIRS
+        return pair / token if token > 0.0 else 0.0
 
     def prefill_within(self, seconds: float, decodes: int) -> float:
-        """Most prefill tokens beside `decodes` in an iteration of `seconds`; infinite while they seem free."""
+        """Most prefill tokens beside `decodes` in an iteration of `seconds`, if nothing comes before them; infinite
+        while they seem free."""
         left = seconds - self.seconds(decodes, 0)
         price = max(self._prices[2], 0.0) / _TOKENS
         return left / price if price > 0.0 else float("inf")
@@ -62,20 +69,25 @@ class Pace:
         price = max(self._prices[1] / _DECODES, self._prices[2] / _TOKENS)
         return PADDING * self.seconds(decodes, 0) / price if price > 0.0 else float("inf")
 
-    def _learn(self, features: Vector, target: float) -> None:
+    def _learn(self, features: list[float], target: float) -> None:
         doubt, prices = self._doubt, self._prices
-        gain = [row[0] * features[0] + row[1] * features[1] + row[2] * features[2] for row in doubt]
+        gain = [sum(map(float.__mul__, row, features)) for row in doubt]
         weight = _MEMORY + sum(map(float.__mul__, gain, features))
         error = target - sum(map(float.__mul__, prices, features))
-        for row in range(3):
+        for row in range(4):
             share = gain[row] / weight
             prices[row] += share * error
             for column in range(row + 1):
                 doubt[row][column] -= share * gain[column]
                 doubt[column][row] = doubt[row][column]
-        if doubt[0][0] + doubt[1][1] + doubt[2][2] < _MEMORY * _DOUBT:
-            for each in doubt:
-                each[:] = [value / _MEMORY for value in each]
+        fades = [sqrt(min(1 / _MEMORY, _DOUBT / max(doubt[row][row], 1e-300))) for row in range(4)]
+        for row, fade in enumerate(fades):
+            doubt[row] = [value * fade * other for value, other in zip(doubt[row], fades, strict=True)]
+
+
+def pairs_of(start: int, tokens: int) -> int:
+    """Each of `tokens` behind `start` others with all before it and itself."""
+    return tokens * start + tokens * (tokens + 1) // 2
 
 
 class TokenBudget:
@@ -94,11 +106,16 @@ class TokenBudget:
         self._target = target
 
     def prefill(self, decodes: int) -> int:
-        """Tokens for prompts beside `decodes`, whose own are set aside."""
-        most = self._limit - decodes
+        """Tokens for prompts beside `decodes`, if each costs what a prompt's first one costs.
+
+        With a target that may be more than the limit, of which less fits where more lies before it.
+        """
         if self._target is None or self._pace.num_seen == 0:
-            return most
+            return self._limit - decodes
         within = self._pace.prefill_within(self._target, decodes)
-        if within >= most:
-            return most
-        return min(most, max(self._tile, int(within) // self._tile * self._tile))
+        return max(self._tile, int(min(within, _ENDLESS)) // self._tile * self._tile)
+
+    @property
+    def depth_price(self) -> float:
+        """See `Pace`; 0 where no iteration has to keep to a time."""
+        return 0.0 if self._target is None else self._pace.depth_price

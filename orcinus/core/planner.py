@@ -116,6 +116,8 @@ class Planner:
             slots_left=config.max_batch_size,
             prefill_left=self._budget.prefill(decodes),
             limit_left=config.max_batch_tokens - decodes,
+            depth_price=self._budget.depth_price,
+            tile=config.block_size,
             pads=pads,
             padding_left=state.pace.padding(decodes) if first is ServiceClass.REALTIME else inf,
         )
@@ -331,7 +333,9 @@ class Planner:
         ahead = state.tiers.take()
         plan = draft.finish(state.epoch, state.num_iterations, state.forget, swaps, ahead)
         pins = [copy.source for copy in draft.copies]
-        in_flight = PlanInFlight(state.num_iterations, draft.entries, pins, now, draft.num_decodes, draft.num_prefilled)
+        in_flight = PlanInFlight(state.num_iterations, draft.entries, pins, now)
+        in_flight.decodes, in_flight.prefill_tokens = draft.num_decodes, draft.num_prefilled
+        in_flight.prefill_pairs = draft.num_pairs
         in_flight.swaps, in_flight.fetches = swaps + ahead, fetches
         state.in_flight.append(in_flight)
         self.tell_evicted(now)

@@ -22,7 +22,7 @@ class Results:
         self._state = state
         self._last_end = 0.0
         policy, target = state.queues.policy, state.config.target_iteration_seconds
-        self._watches_time = policy.watches_time or target is not None
+        self._watches_time = policy.watches_time or target is not None or state.tiers.spills
 
     @property
     def watches_time(self) -> bool:
@@ -41,7 +41,8 @@ class Results:
         if self.watches_time:
             ran = [entry.sequence for entry in plan.entries if not entry.sequence.is_finished]
             groups = {sequence.request.request_id: state.group_of(sequence) for sequence in ran}
-            self.note_time(plan.decodes, plan.prefill_tokens, plan.issued_at, groups.values(), now)
+            work = (plan.decodes, plan.prefill_tokens, plan.prefill_pairs)
+            self.note_time(work, plan.issued_at, groups.values(), now)
         outputs = {output.seq_id: output for output in result.outputs}
         failures = {failure.seq_id: failure for failure in result.failures}
         progress: list[Progress] = []
@@ -64,12 +65,17 @@ class Results:
         return progress
 
     def note_time(
-        self, decodes: int, prefill_tokens: int, issued_at: float, groups: Iterable[SequenceGroup], now: float
+        self, work: tuple[int, int, int], issued_at: float, groups: Iterable[SequenceGroup], now: float
     ) -> None:
-        """An iteration of `groups` ran since it was issued, or since the one before it was done."""
+        """An iteration of `groups` ran since it was issued, or since the one before it was done.
+
+        Args:
+            work: its decodes, and tokens and pairs of its prefills.
+        """
         seconds = now - max(issued_at, self._last_end)
         self._last_end = now
-        self._state.pace.observe(decodes, prefill_tokens, seconds)
+        decodes, tokens, pairs = work
+        self._state.pace.observe(decodes, tokens, seconds, pairs)
         for group in groups:
             self._state.queues.policy.on_time(group, max(0.0, seconds), now)
 

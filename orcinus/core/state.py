@@ -76,6 +76,7 @@ class SchedulerState:
     def stop(self, group: SequenceGroup) -> None:
         """Back to the queue, KV dropped."""
         for sequence in group.live:
+            self.cache.leave(sequence)
             self.release(sequence)
             sequence.drop_kv()
             sequence.state = SequenceState.PREEMPTED

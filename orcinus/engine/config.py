@@ -75,7 +75,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     target_iteration_seconds: float | None = None
     max_wait_seconds: float = 10.0
-    max_overtakes: int = 8
+    max_overtakes: int = 256
     kernels: Literal["auto", "cpu", "reference"] = "auto"
     model_impl: Literal["auto", "orcinus", "transformers"] = "auto"
     quantization: Literal["int8", "int4"] | None = None

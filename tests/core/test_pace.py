@@ -9,6 +9,7 @@ import pytest
 from core_harness import World, make_request
 
 from orcinus.core.config import SchedulerConfig
+from orcinus.core.journal import Scheduled
 from orcinus.core.pace import Pace, TokenBudget
 
 
@@ -27,18 +28,21 @@ def test_prices_are_found_through_noise_and_kept_through_monotony():
 def test_the_fit_is_that_of_least_squares_in_which_the_past_fades(seed):
     """numpy solves it at one go: relative errors, each iteration worth a two-hundredth less than the next."""
     pace, rng, count = Pace(), random.Random(seed), 700
-    rows, seconds = np.empty((count, 3)), np.empty(count)
+    rows, seconds = np.empty((count, 4)), np.empty(count)
     for number in range(count):
         decodes, tokens = rng.randrange(65), rng.choice([0, 16, 128, 512])
-        rows[number] = 1, decodes, tokens
-        seconds[number] = (0.02 + 4e-5 * tokens + 2e-4 * decodes) * rng.uniform(0.7, 1.3)
-        pace.observe(decodes, tokens, seconds[number])
+        pairs = tokens * rng.randrange(4000)
+        rows[number] = 1, decodes, tokens, pairs
+        seconds[number] = (0.02 + 4e-5 * tokens + 2e-4 * decodes + 1e-8 * pairs) * rng.uniform(0.7, 1.3)
+        pace.observe(decodes, tokens, seconds[number], pairs)
     weights = 0.995 ** (np.arange(count)[::-1] / 2)
     prices = np.linalg.lstsq(rows / seconds[:, None] * weights[:, None], weights, rcond=None)[0]
-    for decodes, tokens in ((0, 0), (1, 0), (0, 64), (64, 512), (7, 300)):
-        assert pace.seconds(decodes, tokens) == pytest.approx(prices @ (1, decodes, tokens), rel=1e-3)
-    assert pace.prefill_within(0.05, 5) == pytest.approx((0.05 - prices @ (1, 5, 0)) / prices[2], rel=1e-2)
-    assert pace.padding(20) == pytest.approx(0.02 * (prices @ (1, 20, 0)) / max(prices[1:]), rel=1e-2)
+    for work in ((0, 0, 0), (1, 0, 0), (0, 64, 5000), (64, 512, 1_000_000), (7, 300, 0)):
+        assert pace.seconds(*work) == pytest.approx(prices @ (1, *work), rel=1e-3)
+    assert pace.prefill_seconds(100) == pytest.approx(prices @ (1, 0, 100, 5050), rel=1e-3)
+    assert pace.depth_price == pytest.approx(prices[3] / prices[2], rel=1e-2)
+    assert pace.prefill_within(0.05, 5) == pytest.approx((0.05 - prices @ (1, 5, 0, 0)) / prices[2], rel=1e-2)
+    assert pace.padding(20) == pytest.approx(0.02 * (prices @ (1, 20, 0, 0)) / max(prices[1:3]), rel=1e-2)
 
 
 def test_it_follows_a_machine_that_slows_down():
@@ -73,12 +77,12 @@ def test_a_plan_in_flight_knows_its_decodes_and_prompt_tokens():
     world.add(make_request("a", 10, 9))
     world.advance()
     plan = world.scheduler.state.in_flight[-1]
-    assert (plan.decodes, plan.prefill_tokens) == (0, 10)
+    assert (plan.decodes, plan.prefill_tokens, plan.prefill_pairs) == (0, 10, 55)
     world.collect()
     world.add(make_request("b", 7, 9, seed=2))
     world.advance()
     plan = world.scheduler.state.in_flight[-1]
-    assert (plan.decodes, plan.prefill_tokens) == (1, 7)
+    assert (plan.decodes, plan.prefill_tokens, plan.prefill_pairs) == (1, 7, 28)
     world.drain()
 
 
@@ -89,7 +93,7 @@ class Noting(Pace):
         super().__init__()
         self.told: list[float] = []
 
-    def observe(self, decodes: int, prefill_tokens: int, seconds: float) -> None:
+    def observe(self, decodes: int, prefill_tokens: int, seconds: float, pairs: int = 0) -> None:
         self.told.append(seconds)
 
 
@@ -129,7 +133,6 @@ def test_the_budget_is_what_fits_the_target_in_whole_tiles_and_never_less_than_o
     assert TokenBudget(pace, 2048, 16, 0.04).prefill(16) == pytest.approx(416, abs=16)
     assert TokenBudget(pace, 2048, 16, 0.04).prefill(16) % 16 == 0
     assert TokenBudget(pace, 2048, 16, 0.01).prefill(16) == 16, "or prompts would starve"
-    assert TokenBudget(pace, 24, 16, 10.0).prefill(16) == 8, "the limit stands"
     assert TokenBudget(pace, 2048, 16, None).prefill(16) == 2032
     assert TokenBudget(Pace(), 2048, 16, 0.04).prefill(16) == 2032, "nothing is known yet"
 
@@ -148,3 +151,12 @@ def test_chunks_shrink_under_a_target_that_iterations_miss():
         sizes[target] = max(event.tokens for event in list(world.journal)[-30:] if type(event).__name__ == "Scheduled")
     assert sizes[None] == 64
     assert sizes[1e-4] <= 4
+
+
+def test_a_target_larger_than_the_limit_allows_the_limit_and_no_more():
+    world = World(SchedulerConfig(num_blocks=200, block_size=4, max_batch_tokens=24, target_iteration_seconds=10.0))
+    world.add(make_request("warm", 40, 2, seed=1))
+    world.drain()
+    world.add(make_request("long", 200, 2, seed=2, arrived_at=world.now))
+    world.drain()
+    assert max(event.tokens for event in world.journal if isinstance(event, Scheduled)) == 24

@@ -48,7 +48,7 @@ def test_recorded_lives_replay_without_a_difference_and_with_the_same_journal(fi
 def test_what_went_to_the_host_and_came_back_replays_too():
     lines: list[bytes] = []
     world = small_world(
-        lines, num_blocks=8, enable_prefix_caching=True, num_host_blocks=6, host_block_seconds=0.0, lookahead=1
+        lines, num_blocks=8, enable_prefix_caching=True, num_host_blocks=16, host_block_seconds=0.0, lookahead=1
     )
     prompts = [[number] * 12 for number in range(4)]
     for turn in range(2):

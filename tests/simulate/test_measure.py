@@ -13,7 +13,7 @@ from orcinus.engine.build import build_engine
 from orcinus.engine.clock import MonotonicClock
 from orcinus.engine.config import EngineConfig
 from orcinus.simulate.cost import Features
-from orcinus.simulate.measure import _OUTPUT, Round, _Runner
+from orcinus.simulate.measure import _Runner, even, mixed
 from orcinus.simulate.profile import read_profile
 
 pytestmark = pytest.mark.slow
@@ -25,15 +25,16 @@ CONFIG = EngineConfig(
 def test_every_token_of_a_round_is_in_one_sample():
     engine, description = build_engine(CONFIG, MonotonicClock())
     runner = _Runner(engine, description, random.Random(1), time.process_time)
-    for each in (Round(3, 20), Round(5, 100), Round(1, 7)):
+    for each in (even(3, 20), even(5, 100), even(1, 7), mixed(4, random.Random(2))):
         samples = runner.run(each)
-        assert sum(s.features.tokens for s in samples) == each.batch * (each.prompt + _OUTPUT - 1)
-        assert sum(s.features.prefill_tokens for s in samples) == each.batch * each.prompt
-        assert sum(s.features.rows for s in samples) == each.batch * _OUTPUT
+        prompts, answers = (sum(lengths) for lengths in zip(*each.asked, strict=True))
+        assert sum(s.features.tokens for s in samples) == prompts + answers - len(each.asked)
+        assert sum(s.features.prefill_tokens for s in samples) == prompts
+        assert sum(s.features.rows for s in samples) == answers
         assert all(s.features.tokens <= 64 for s in samples)
+        assert all(s.features.decodes <= each.batch for s in samples)
         assert all(s.seconds > 0 for s in samples)
-        pairs = each.batch * each.prompt * (each.prompt + 1) // 2
-        assert sum(s.features.pairs for s in samples) == pairs
+        assert sum(s.features.pairs for s in samples) == sum(n * (n + 1) // 2 for n, _ in each.asked)
     engine.close()
 
 

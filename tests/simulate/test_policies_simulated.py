@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import numpy as np
 import pytest
 from twin_loads import fastserve_load, simulate
@@ -12,7 +13,7 @@ from orcinus.core.config import SchedulerConfig
 from orcinus.core.journal import Added, CacheHit, Journal, Scheduled
 from orcinus.core.policy.mlfq import Mlfq
 from orcinus.core.request import ServiceClass
-from orcinus.simulate.cost import CALIBRATION, Machine
+from orcinus.simulate.cost import CALIBRATION, LinearCost, Machine
 from orcinus.simulate.executor import Modelled
 from orcinus.simulate.jobs import Job
 from orcinus.simulate.run import Outcome, Simulation
@@ -21,11 +22,11 @@ from orcinus.simulate.tokens import drawn_tokens
 pytestmark = pytest.mark.slow
 
 
-def run(jobs: list[Job], **config: object) -> Outcome:
+def run(jobs: list[Job], cost: LinearCost = CALIBRATION, **config: object) -> Outcome:
     """With every event kept."""
     fields: dict[str, object] = {"max_batch_size": 16, "max_batch_tokens": 512, "num_blocks": 100_000} | config
     scheduler = SchedulerConfig(**fields)  # type: ignore[arg-type]
-    return Simulation(scheduler, Modelled(Machine(cost=CALIBRATION)), journal=Journal(1 << 20)).run(jobs)
+    return Simulation(scheduler, Modelled(Machine(cost=cost)), journal=Journal(1 << 20)).run(jobs)
 
 
 def seconds(outcome: Outcome, column: str = "ended_at") -> np.ndarray:
@@ -132,13 +133,18 @@ def test_a_polite_tenant_hardly_notices_a_hostile_one():
     assert ttft(polite_and_hostile(), "fcfs") > 10.0
 
 
-def test_a_long_prompt_beside_streams_keeps_the_gap_within_two_iterations():
-    """§12, with a target of 40 ms in place of a chosen budget. Measured: 42 ms; 351 ms unchunked."""
+@pytest.mark.parametrize("pair", [0.0, 1e-8])
+def test_a_long_prompt_beside_streams_keeps_the_gap_within_two_iterations(pair):
+    """§12, with a target of 40 ms in place of a chosen budget. Measured: 42 ms; 351 ms unchunked.
+
+    With a price of pairs the prompt's last tokens cost three times what its first ones do.
+    """
+    cost = msgspec.structs.replace(CALIBRATION, pair=pair)
 
     def worst_gap(**config: object) -> float:
         streams = [Job(0.0, drawn_tokens(random.Random(n), 32), 400, 400) for n in range(16)]
         long = Job(2.0, drawn_tokens(random.Random(99), 8192), 4, 4)
-        return run([*streams, long], max_batch_size=32, max_batch_tokens=8300, **config).ledger.gaps.maximum
+        return run([*streams, long], cost, max_batch_size=32, max_batch_tokens=8300, **config).ledger.gaps.maximum
 
     assert worst_gap(target_iteration_seconds=0.040) <= 2 * 0.0232
     assert worst_gap() > 0.3
@@ -157,7 +163,7 @@ def questions() -> list[Job]:
 
 
 def test_longest_prefix_first_reaches_the_depth_first_optimum():
-    """§3. Measured of the optimum's 0.85: fcfs 0.34, at most 8 overtakes 0.65, 64 0.80, without bound 0.81."""
+    """§3. Measured of the optimum's 0.85: fcfs 0.34, at most 8 overtakes 0.65, 64 0.80, 256 or more 0.81."""
 
     def hit_rate(policy: str, overtakes: int) -> float:
         outcome = run(
@@ -174,7 +180,7 @@ def test_longest_prefix_first_reaches_the_depth_first_optimum():
 
     assert hit_rate("fcfs", 8) < 0.4
     assert hit_rate("prefix", 8) > 0.6
-    assert hit_rate("prefix", 10**6) >= 0.95 * 0.85
+    assert hit_rate("prefix", SchedulerConfig(num_blocks=1).max_overtakes) >= 0.95 * 0.85
 
 
 def test_realtime_beside_best_effort_and_the_work_that_is_done_besides():

@@ -18,7 +18,8 @@ class BlockPool:
     recently used first. Whoever uses a block of the tree uses those above it too, and what falls idle together is
     queued from the end of the path: so the head of the queue always ends a path, and all cached blocks can be had.
 
-    `spill` is told of each cached block before it is taken.
+    *Awaited*: somebody was preempted and will come back for the block. `spill` is told of each such block before it is
+    taken.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class BlockPool:
         self._free = list(range(num_blocks - 1, -1, -1))
         self._references = [0] * num_blocks
         self._pins = [0] * num_blocks
+        self._is_awaited = [False] * num_blocks
         self._num_limbo = 0
         self._tree = RadixTree(num_blocks, 1) if tree is None else tree
         self._spill = spill
@@ -122,9 +124,15 @@ class BlockPool:
                 idle.append(block)
         self._retire(idle)
 
+    def expect(self, blocks: Iterable[int], *, back: bool) -> None:
+        """Whoever leaves `blocks` will be `back`, or is."""
+        for block in blocks:
+            self._is_awaited[block] = back
+
     def forget(self, blocks: Iterable[int]) -> None:
         """The tree holds `blocks` no longer: those that nobody uses are free."""
         for block in blocks:
+            self._is_awaited[block] = False
             if block in self._cached:
                 del self._cached[block]
                 self._free.append(block)
@@ -143,6 +151,7 @@ class BlockPool:
         assert all(self._references[block] == 0 and self._pins[block] == 0 for block in idle), "a free block is used"
         assert all(self._tree.depth(block) < 0 for block in self._free), "the tree holds a free block"
         assert all(self._tree.depth(block) >= 0 for block in self._cached), "a cached block isn't in the tree"
+        assert not any(self._is_awaited[block] for block in self._free), "somebody waits for a free block"
         assert all(count == named[block] for block, count in enumerate(self._references)), "a reference count is wrong"
         self._check_paths()
 
@@ -175,7 +184,9 @@ class BlockPool:
 
     def _evict(self) -> None:
         block, _ = self._cached.popitem(last=False)
-        self._spill(block)
+        if self._is_awaited[block]:
+            self._spill(block)
+            self._is_awaited[block] = False
         self._tree.remove_last(block)
         self._free.append(block)
         self.num_evicted += 1

@@ -66,8 +66,13 @@ class PrefixCache:
     def take(self, sequence: Sequence, blocks: list[int]) -> None:
         """`sequence`, which has computed nothing, begins behind `blocks`, just found."""
         sequence.table.take(blocks, self._pool)
+        self._pool.expect(blocks, back=False)
         sequence.num_shared_blocks = len(blocks)
         sequence.num_computed = sequence.num_scheduled = len(blocks) * self._block_size
+
+    def leave(self, sequence: Sequence) -> None:
+        """`sequence` gives its blocks back soon, and will come for what others can find of them."""
+        self._pool.expect(filter(self.holds, sequence.table.blocks), back=True)
 
     def fork(self, leader: Sequence, branch: Sequence, num_tokens: int) -> None:
         """`branch` begins with the first `num_tokens` of `leader`, in the same blocks, the last one perhaps in part."""

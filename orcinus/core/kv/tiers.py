@@ -1,8 +1,9 @@
 """KV that had to leave the device, or is to outlive the engine: in the host's memory and on disk, found by name.
 
-Cached blocks spill to the host when the device needs their room, whoever computed them; a preempted sequence finds its
-own again as it finds anybody's. Full blocks are written to disk as they are computed, beside the work. What is found
-comes back only if that costs less than to compute it again (vLLM, SOSP '23, §4.5; SYSTEMS.md §2).
+What a preempted sequence will come back for goes to the host before the device needs its room; what is only cached goes
+there beside the work, as far as that leaves time (`core/ahead.py`), or is dropped. Whoever comes finds his own there as
+he finds anybody's. Full blocks are written to disk as they are computed, beside the work. What is found comes back only
+if that costs less than to compute it again (vLLM, SOSP '23, §4.5; SYSTEMS.md §2).
 """
 
 from __future__ import annotations

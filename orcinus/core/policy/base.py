@@ -56,7 +56,7 @@ class Facts:
     matched_blocks: Callable[[RequestView], int]
     cache_version: Callable[[], int]
     max_wait_seconds: float = 10.0
-    max_overtakes: int = 8
+    max_overtakes: int = 256
 
 
 class Policy(Protocol):

@@ -107,6 +107,7 @@ class Model:
         if own:
             self.tiers.store(self.tree.extend(namespace, found[-1] if found else None, rest, own))
         self.carry_out()
+        self.pool.expect(found + own, back=True)
         self.pool.release(found + own)
         self.check([])
 
