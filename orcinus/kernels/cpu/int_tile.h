@@ -116,18 +116,18 @@ struct Chunk {
 
 // Bytes are fetched so far ahead where memory sets the pace; a panel's codes and scales lie in one piece. Nibbles take long
 // enough to unpack that the processor's own guesses keep up.
-constexpr int64_t CODES_SOON = 2048;
+inline int64_t codes_soon(int64_t rows) { return rows < 5 ? 2048 : 6144; }
 
-inline __attribute__((always_inline)) void fetch_soon(const void* line) {
+inline __attribute__((always_inline)) void fetch(const void* at) {
     for (int64_t byte = 0; byte < 4 * INT_PANEL; byte += 64)
-        _mm_prefetch(static_cast<const char*>(line) + CODES_SOON + byte, _MM_HINT_T1);
+        _mm_prefetch(static_cast<const char*>(at) + byte, _MM_HINT_T1);
 }
 
 // For R rows of x: wholes[R][INT_PANEL] are the integer sums of the group's earlier chunks, and take this one's; the last
 // one makes sums[R][INT_PANEL] += scale · (x's scale) · Σ (code − zero) · (x's code).
 template <int BITS, int R>
 inline void group_tile_of(const CodeGroup<BITS>& group, const ByteRows& x, const Chunk& chunk, int32_t* wholes, float* sums,
-                          bool fetches) {
+                          int64_t soon) {
     // What codes count from is taken off beforehand where it is the same for all.
     Ints sum[R][INT_VECTORS], start[R];
 #pragma GCC unroll 8
@@ -141,13 +141,13 @@ inline void group_tile_of(const CodeGroup<BITS>& group, const ByteRows& x, const
     const Ints low = splat_int(0x0f0f0f0f);
     const int8_t* left = x.codes + chunk.k + chunk.begin;
     for (const int8_t* end = x.codes + chunk.k + chunk.end; left < end; left += CodeGroup<BITS>::STEP, line += 4 * INT_PANEL) {
-        if (BITS == 8 && fetches) fetch_soon(line);
+        if (BITS == 8 && soon) fetch(line + soon);
 #pragma GCC unroll 2
         for (int half = 0; half < CodeGroup<BITS>::STEP / 4; half++) {
             Ints right[INT_VECTORS];
 #pragma GCC unroll 4
             for (int v = 0; v < INT_VECTORS; v++) {
-                right[v] = load_ints(line + v * 4 * W);
+                right[v] = R % 2 == 1 ? kept(load_ints(line + v * 4 * W)) : load_ints(line + v * 4 * W);
                 if (BITS == 4) right[v] = both(half == 0 ? right[v] : right_four(right[v]), low);
             }
 #pragma GCC unroll 8
@@ -165,7 +165,7 @@ inline void group_tile_of(const CodeGroup<BITS>& group, const ByteRows& x, const
             for (int v = 0; v < INT_VECTORS; v++) store_ints(wholes + r * INT_PANEL + v * W, sum[r][v]);
         return;
     }
-    if (BITS == 8 && fetches) fetch_soon(group.scales);
+    if (BITS == 8 && soon) fetch(reinterpret_cast<const char*>(group.scales) + soon);
 #pragma GCC unroll 4
     for (int v = 0; v < INT_VECTORS; v++) {
         const Vec scale = load(group.scales + v * W);
@@ -182,16 +182,16 @@ inline void group_tile_of(const CodeGroup<BITS>& group, const ByteRows& x, const
 
 template <int BITS>
 void group_tile(int64_t rows, const CodeGroup<BITS>& group, const ByteRows& x, const Chunk& chunk, int32_t* wholes, float* sums,
-                bool fetches) {
+                int64_t soon) {
     switch (rows) {
-        case 1: return group_tile_of<BITS, 1>(group, x, chunk, wholes, sums, fetches);
+        case 1: return group_tile_of<BITS, 1>(group, x, chunk, wholes, sums, soon);
 #if defined(__AVX512F__)
-        case 2: return group_tile_of<BITS, 2>(group, x, chunk, wholes, sums, fetches);
-        case 3: return group_tile_of<BITS, 3>(group, x, chunk, wholes, sums, fetches);
-        case 4: return group_tile_of<BITS, 4>(group, x, chunk, wholes, sums, fetches);
-        case 5: return group_tile_of<BITS, 5>(group, x, chunk, wholes, sums, fetches);
+        case 2: return group_tile_of<BITS, 2>(group, x, chunk, wholes, sums, soon);
+        case 3: return group_tile_of<BITS, 3>(group, x, chunk, wholes, sums, soon);
+        case 4: return group_tile_of<BITS, 4>(group, x, chunk, wholes, sums, soon);
+        case 5: return group_tile_of<BITS, 5>(group, x, chunk, wholes, sums, soon);
 #endif
-        default: return group_tile_of<BITS, INT_ROWS>(group, x, chunk, wholes, sums, fetches);
+        default: return group_tile_of<BITS, INT_ROWS>(group, x, chunk, wholes, sums, soon);
     }
 }
 

@@ -14,9 +14,10 @@ namespace orcinus::pairs {
 constexpr int64_t PANEL = PAIR_VECTORS * W;
 constexpr int64_t STEP_ELEMENTS = 2 * PANEL;  // of one pair of k: 256 bytes
 // Measured with 1 MiB of L2 and 32 KiB of L1.
-constexpr int64_t STEPS_OF_FEW = 128, STEPS = 256;  // pairs of k in a block: 32 or 64 KiB of a panel
+constexpr int64_t STEPS_OF_FEW = 32, STEPS = 256;  // pairs of k in a block: 8 or 64 KiB of a panel
 constexpr int64_t FEW_ROWS = 24;
-constexpr int64_t SOON = 8 * STEP_ELEMENTS;         // how far ahead weights are fetched that are read once
+// How far ahead weights are fetched that are read once: many products of a step fill the processor's own window sooner.
+inline int64_t soon(int64_t rows) { return (rows < 5 ? 8 : 24) * STEP_ELEMENTS; }
 
 inline int64_t packed_elements(int64_t out_features, int64_t in_features) {
     return ceil_div(out_features, PANEL) * pairs_of(in_features) * STEP_ELEMENTS;
@@ -81,7 +82,7 @@ class Product {
             const int64_t some = std::min(most, steps_ - step);
             const bf16* coming = step + some < steps_ ? weights(panel, step + some) : weights(next / blocks_, 0);
             // One group goes at the pace of memory, best fetched just before; several go over what lies in L2 already.
-            if (groups == 1) coming = weights(panel, step) + SOON;
+            if (groups == 1) coming = weights(panel, step) + soon(rows);
             Fetch fetch{reinterpret_cast<const char*>(coming), ceil_div(PAIR_VECTORS, groups)};
             for (int64_t r = 0; r < rows; r += group, fetch.at += some * fetch.lines * 64) {
                 if (r >= PAIR_VECTORS * group) fetch.lines = 0;

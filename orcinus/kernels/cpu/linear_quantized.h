@@ -133,7 +133,7 @@ class QuantizedProduct {
                 const Chunk chunk{g, g * form_.group, k, std::min(k + most, length), length};
                 for (int64_t r = 0; r < rows; r += together)
                     group_tile<BITS>(std::min(together, rows - r), group, x.from(r), chunk, wholes + r * INT_PANEL,
-                                     sums + r * INT_PANEL, r == 0);
+                                     sums + r * INT_PANEL, r == 0 ? codes_soon(rows) : 0);
             }
         }
         const int64_t column = panel * INT_PANEL;

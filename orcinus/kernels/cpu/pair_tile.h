@@ -78,7 +78,10 @@ inline __attribute__((always_inline)) void pair_tile_of(int64_t pairs, Operand<c
         fetch.step();
         __m512bh right[NV];
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; v++) right[v] = (__m512bh)_mm512_loadu_si512(b.at(i, v));
+        for (int v = 0; v < NV; v++) {
+            const __m512i pairs = _mm512_loadu_si512(b.at(i, v));
+            right[v] = (__m512bh)(R % 2 == 1 ? kept(pairs) : pairs);
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
             const __m512bh left = two_everywhere(a.row(r) + 2 * i);

@@ -14,6 +14,14 @@ struct bf16 {
     uint16_t bits;
 };
 
+// `x`, in a register. For 3 or 5 rows the compiler would rather load weights again for each row, to need fewer registers,
+// and then loads set the pace.
+template <class V>
+inline V kept(V x) {
+    asm("" : "+v"(x));
+    return x;
+}
+
 #if defined(__AVX512F__)
 
 using Vec = __m512;
