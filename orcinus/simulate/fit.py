@@ -15,7 +15,36 @@ from orcinus.simulate.cost import Features, MeasuredCost
 Array = NDArray[np.float64]
 
 # Where the broken line may bend: at few rows each one counts, later only the kernels' row tiles do.
-_KNOTS = (1, 2, 3, 4, 6, 8, 9, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 16384)
+_KNOTS = (
+    1,
+    2,
+    3,
+    4,
+    6,
+    8,
+    9,
+    12,
+    16,
+    20,
+    24,
+    32,
+    48,
+    64,
+    96,
+    128,
+    192,
+    256,
+    384,
+    512,
+    768,
+    1024,
+    1536,
+    2048,
+    3072,
+    4096,
+    8192,
+    16384,
+)
 # Another job on the machine makes an iteration slow, never fast: errors beyond so many typical ones weigh less.
 _TOLERANCE = 2.0
 _ROUNDS = 8

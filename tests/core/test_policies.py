@@ -296,6 +296,36 @@ def test_of_equals_the_one_is_preempted_that_loses_least():
     world.drain()
 
 
+def test_what_others_hold_too_is_not_lost():
+    """r1 has computed more than r2, but nearly all of it in blocks that r0 uses as well."""
+    world = small_world("priority", num_blocks=13, max_batch_size=3, enable_prefix_caching=True)
+    common = list(range(100, 116))
+    world.add(make_request("r0", [*common, 1, 2], 24, seed=0))
+    world.step()
+    world.add(make_request("r1", [*common, 3, 4], 24, seed=1, arrived_at=world.now))
+    world.add(make_request("r2", list(range(200, 212)), 24, seed=2, arrived_at=world.now))
+    while not world.journal.counts["Preempted"]:
+        world.step()
+    event = next(event for event in world.journal if isinstance(event, Preempted))
+    assert event.request_id == "r1"
+    world.drain()
+
+
+def test_a_tenant_within_its_share_of_the_blocks_takes_them_from_one_above_its_share():
+    world = small_world("fair", num_blocks=8, block_size=16, max_batch_size=5, max_batch_tokens=128)
+    for number in range(4):
+        world.add(make_request(f"greedy-{number}", 17, 14, seed=number, tenant="greedy"))
+    world.step()
+    world.step()
+    assert len(world.scheduler.running) == 3, "and nearly all blocks are theirs"
+    world.add(make_request("modest", 17, 2, seed=9, tenant="modest", arrived_at=world.now))
+    for _ in range(3):
+        world.step()
+    (event,) = (event for event in world.journal if isinstance(event, Preempted))
+    assert event.in_favour_of == "modest"
+    world.drain()
+
+
 def test_a_thousand_jobs_enter_and_fall_as_the_formula_says():
     """k = min{ j : q·2^j ≥ t_prefill }, q one decode; after k demotions all quanta down to there are used up."""
     pace, rng = taught(), random.Random(5)
