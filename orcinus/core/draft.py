@@ -134,14 +134,14 @@ class Draft:
             # n (1 + depth x start) + n² depth / 2 = what is left.
             first = 1.0 + self.depth_price * start
             fitting = 2 * fitting / (first + sqrt(first * first + 2 * self.depth_price * fitting))
-        if not self.num_prefilled:
-            fitting = max(fitting, min(self.tile, self.prefill_left))
+        least = 1 if self.num_prefilled else self.tile
+        fitting = max(fitting, min(least, self.prefill_left))
         return min(self.limit_left, int(fitting))
 
     def budget_of(self, gang: list[Sequence]) -> int:
         """Tokens that these, of one request and each lacking one, may run together."""
         pads = self.pads and gang[0].request.service_class is ServiceClass.BESTEFFORT
-        return int(min(self.prefill_left, self.padding_left)) if pads else len(gang)
+        return int(min(self.prefill_left, self.limit_left, self.padding_left)) if pads else len(gang)
 
     def charge(self, sequence: Sequence, tokens: int, *, is_decode: bool) -> None:
         """`sequence` is about to run so many tokens of its budget."""
@@ -157,8 +157,9 @@ class Draft:
         elif is_decode:
             return
         self.limit_left -= tokens
-        price = tokens if is_decode else tokens + self.depth_price * pairs_of(sequence.num_scheduled, tokens)
-        self.prefill_left = max(0, self.prefill_left - price)
+        # One token is one, wherever it stands: beams that lack one each were promised to go together.
+        depth = pairs_of(sequence.num_scheduled, tokens) if tokens > 1 else 0
+        self.prefill_left = max(0, self.prefill_left - tokens - self.depth_price * depth)
 
     def _is_padding(self, sequence: Sequence) -> bool:
         return self.pads and sequence.request.service_class is ServiceClass.BESTEFFORT

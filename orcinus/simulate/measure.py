@@ -29,7 +29,7 @@ _OUTPUT = 12
 # Of mixed traffic: requests that come later, one whenever another has ended; bounds of prompts and answers.
 _LATER = 12
 _MIXED_PROMPTS = (4, 512)
-_MIXED_OUTPUTS = (2, 30)
+_MIXED_OUTPUTS = (2, 60)
 _WARM_UP_ROUNDS = 3
 _OWN_CORE = 0.9
 

@@ -386,7 +386,9 @@ class World:
             assert not late, "work for a request whose deadline has passed"
             self._check_plan(decision.plan)
             ids = {work.seq_id for work in decision.plan.work}
-            assert all(gang <= ids or not gang & ids for gang in gangs), "beams that could go together did not"
+            # Who made way in this very pass may begin again in it, each beam by itself.
+            steady = [gang for group, times, gang in gangs if group.num_preemptions == times]
+            assert all(gang <= ids or not gang & ids for gang in steady), "beams that could go together did not"
             by_id = self._sequences()
             for new in decision.plan.new:
                 self.worker.namespaces[new.seq_id] = Namespace.of(by_id[new.seq_id].request)
@@ -477,13 +479,13 @@ class World:
         assert not any(out.blocks & idle for out in self.in_flight), "a block could be handed out that a plan may touch"
         self._check_cache()
 
-    def _gangs(self) -> list[set[int]]:
-        """Of each search the beams, if each of them lacks its next token and nothing else."""
+    def _gangs(self) -> list[tuple[SequenceGroup, int, set[int]]]:
+        """Of each search its preemptions and its beams, if each of them lacks its next token and nothing else."""
         gangs = []
         for group in self.scheduler.running:
             beams = [s for s in group.live if s.table.blocks] if group.request.beams is not None else []
             if all(s.num_computed == s.num_tokens - 1 and not s.in_flight for s in beams):
-                gangs.append({s.seq_id for s in beams})
+                gangs.append((group, group.num_preemptions, {s.seq_id for s in beams}))
         return gangs
 
     def _check_cache(self) -> None:

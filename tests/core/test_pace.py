@@ -154,7 +154,10 @@ def test_chunks_shrink_under_a_target_that_iterations_miss():
 
 
 def test_a_target_larger_than_the_limit_allows_the_limit_and_no_more():
-    world = World(SchedulerConfig(num_blocks=200, block_size=4, max_batch_tokens=24, target_iteration_seconds=10.0))
+    config = SchedulerConfig(
+        num_blocks=200, block_size=4, max_batch_tokens=24, max_batch_size=8, target_iteration_seconds=10.0
+    )
+    world = World(config)
     world.add(make_request("warm", 40, 2, seed=1))
     world.drain()
     world.add(make_request("long", 200, 2, seed=2, arrived_at=world.now))

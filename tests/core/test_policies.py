@@ -54,7 +54,7 @@ def taught(constant: float = 0.02, decode: float = 0.0002, token: float = 0.0000
 class Settled(Pace):
     """It learns no more."""
 
-    def observe(self, decodes: int, prefill_tokens: int, seconds: float) -> None:
+    def observe(self, decodes: int, prefill_tokens: int, seconds: float, pairs: int = 0) -> None:
         """Nothing is new."""
 
 
