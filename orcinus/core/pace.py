@@ -14,6 +14,8 @@ _DECODES, _TOKENS, _PAIRS = 64.0, 512.0, 512.0 * 2048
 _MEMORY = 0.995
 # Realtime iterations may be longer by this share for the best effort that pads them (REEF; SYSTEMS.md §8).
 PADDING = 0.02
+# Rows that the kernels of products work on together: fewer tokens at a time take hardly less.
+ROW_TILE = 8
 # Tokens that are no bound.
 _ENDLESS = 2.0**40
 # Doubt of a price before anything was seen, and the most there ever is: what isn't seen for long isn't forgotten

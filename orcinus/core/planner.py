@@ -9,7 +9,7 @@ from orcinus.core import journal as why
 from orcinus.core.ahead import Ahead
 from orcinus.core.draft import Draft, PlanInFlight, chunk_end
 from orcinus.core.kv.tiers import Found
-from orcinus.core.pace import TokenBudget
+from orcinus.core.pace import ROW_TILE, TokenBudget
 from orcinus.core.plan import IterationPlan
 from orcinus.core.request import ServiceClass
 from orcinus.core.sequence import Sequence, SequenceGroup, SequenceState
@@ -26,9 +26,8 @@ class Planner:
         self._state = state
         self._queues = state.queues
         self._victims = Victims(config, state.pool, state.queues)
-        self._budget = TokenBudget(
-            state.pace, config.max_batch_tokens, config.block_size, config.target_iteration_seconds
-        )
+        self._tile = min(ROW_TILE, config.block_size)
+        self._budget = TokenBudget(state.pace, config.max_batch_tokens, self._tile, config.target_iteration_seconds)
         self._evens = config.even_plans and config.num_stages > 1
         self._ahead = Ahead(state, self.preempt)
         self._num_evicted = self._num_spilled = self._num_stored = 0
@@ -117,7 +116,7 @@ class Planner:
             prefill_left=self._budget.prefill(decodes),
             limit_left=config.max_batch_tokens - decodes,
             depth_price=self._budget.depth_price,
-            tile=config.block_size,
+            tile=self._tile,
             pads=pads,
             padding_left=state.pace.padding(decodes) if first is ServiceClass.REALTIME else inf,
         )
