@@ -9,6 +9,7 @@ PORT ?= 8000
 # Where pip finds the CPU build of torch 2.13.0, if its usual index holds the CUDA build: PyTorch's own CPU wheel index.
 TORCH_INDEX ?=
 ARGS ?=
+COMPUTING := $(addprefix tests/,core kernels layers models simulate simulation text worker)
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
@@ -18,8 +19,10 @@ PIP_INSTALL := $(BIN)/pip install --constraint constraints.txt $(if $(TORCH_INDE
 serve: setup
 	@$(BIN)/orcinus serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
+# First what only computes, two at a time; then what starts servers and workers, which want both cores.
 test: check setup-clients
-	@ORCINUS_CLIENTS_VENV=$(CLIENTS_VENV) $(BIN)/pytest
+	@$(BIN)/pytest --numprocesses 2 --dist worksteal $(COMPUTING)
+	@ORCINUS_CLIENTS_VENV=$(CLIENTS_VENV) $(BIN)/pytest $(addprefix --ignore=,$(COMPUTING))
 
 test-fast: setup-dev
 	@$(BIN)/pytest -m "not slow and not gpu"
