@@ -366,6 +366,16 @@ def test_prompt_logprobs_come_once_and_in_order_also_after_a_preemption_in_the_p
     assert [line.logprob for line in w.delivered["r", 0].prompt_logprobs] == [float(at) for at in range(1, 24)]
 
 
+def test_prompt_logprobs_are_asked_for_while_the_prompt_lasts():
+    w = world(max_batch_size=3, max_batch_tokens=3)
+    w.add(make_request("r", 4, 3, prompt_logprobs=0))
+    outputs = []
+    for _ in range(3):
+        outputs.append(submitted(w).work[0].output)
+        w.collect()
+    assert outputs == [Output.PROMPT_LOGPROBS, Output.SAMPLE, Output.SAMPLE]
+
+
 # ---- look-ahead
 
 
