@@ -88,6 +88,7 @@ class Draft:
         prefill_left: tokens for prompts still, so that the iteration takes as long as it should; those with none
             before them.
         limit_left: tokens for prompts still, whatever it takes.
+        growth_left: the same, so that an iteration isn't much longer than any of late.
         depth_price: what each token before it takes of `prefill_left` besides, for a token of a prompt.
         tile: so many tokens get the first prompt on, whatever they cost.
         pads: best effort decodes out of `prefill_left`: nothing was set aside for it.
@@ -98,6 +99,7 @@ class Draft:
     slots_left: int
     prefill_left: float
     limit_left: int
+    growth_left: float = inf
     depth_price: float = 0.0
     tile: int = 1
     pads: bool = False
@@ -119,9 +121,13 @@ class Draft:
         # Beams go together, whatever their number.
         if is_decode and self.decodes_left == 0 and sequence.request.beams is None:
             return 0
-        # What can't be cut may take longer than an iteration should: once, alone.
-        is_alone = sequence.request.is_whole and not self.num_prefilled
-        left = self.limit_left if is_alone else self._prefill_at(sequence.num_scheduled)
+        if is_decode:
+            left = int(min(self.limit_left, self.prefill_left))
+        elif sequence.request.is_whole and not self.num_prefilled:
+            # What can't be cut may take longer than an iteration should: once, alone.
+            left = self.limit_left
+        else:
+            left = self._prefill_at(sequence.num_scheduled)
         if self._is_padding(sequence):
             left = int(min(left, self.padding_left))
             return min(1, left) if is_decode else left
@@ -136,7 +142,7 @@ class Draft:
             fitting = 2 * fitting / (first + sqrt(first * first + 2 * self.depth_price * fitting))
         least = 1 if self.num_prefilled else self.tile
         fitting = max(fitting, min(least, self.prefill_left))
-        return min(self.limit_left, int(fitting))
+        return int(min(self.limit_left, self.growth_left, fitting))
 
     def budget_of(self, gang: list[Sequence]) -> int:
         """Tokens that these, of one request and each lacking one, may run together."""
@@ -151,6 +157,7 @@ class Draft:
                 self.decodes_left = max(0, self.decodes_left - 1)
         else:
             self.num_prefilled += tokens
+            self.growth_left = max(1, self.growth_left - tokens)
             self.num_pairs += pairs_of(sequence.num_scheduled, tokens)
         if self._is_padding(sequence):
             self.padding_left -= tokens

@@ -14,10 +14,15 @@ _DECODES, _TOKENS, _PAIRS = 64.0, 512.0, 512.0 * 2048
 _MEMORY = 0.995
 # Realtime iterations may be longer by this share for the best effort that pads them (REEF; SYSTEMS.md §8).
 PADDING = 0.02
-# Rows that the kernels of products work on together: fewer tokens at a time take hardly less.
-ROW_TILE = 8
+# Our kernels of products work on 6 rows together, so fewer tokens than these take hardly less. A power of two, that
+# blocks are multiples of.
+ROW_TILE = 4
 # Tokens that are no bound.
-_ENDLESS = 2.0**40
+_ENDLESS = 2**40
+# A token's products with the weights are more work than its attention to so many others, in any transformer.
+_TOKEN_PAIRS = 64
+# How fast the most prefill tokens of late are forgotten.
+_FADING = 0.9
 # Doubt of a price before anything was seen, and the most there ever is: what isn't seen for long isn't forgotten
 # without bound.
 _DOUBT = 1e3
@@ -28,6 +33,8 @@ class Pace:
 
     def __init__(self) -> None:
         self.num_seen = 0
+        # Prefill tokens in an iteration: the most of late.
+        self.most_tokens = 0.0
         self._prices: list[float] = [0.0] * 4
         self._doubt: list[list[float]] = [[_DOUBT * (row == column) for column in range(4)] for row in range(4)]
 
@@ -36,6 +43,8 @@ class Pace:
         if seconds <= 0.0 or not isfinite(seconds):
             return
         self.num_seen += 1
+        if prefill_tokens:
+            self.most_tokens = max(prefill_tokens, _FADING * self.most_tokens)
         features = (1.0, decodes / _DECODES, prefill_tokens / _TOKENS, pairs / _PAIRS)
         # Relative errors count: a long iteration is no more worth than a short one.
         self._learn([feature / seconds for feature in features], 1.0)
@@ -56,20 +65,24 @@ class Pace:
     @property
     def depth_price(self) -> float:
         """What each token before it adds to the price of a prefill token, as a share of that price."""
-        token, pair = max(self._prices[2], 0.0) / _TOKENS, max(self._prices[3], 0.0) / _PAIRS
-        return pair / token if token > 0.0 else 0.0
+        token = self._token_price()
+        return max(self._prices[3], 0.0) / _PAIRS / token if token > 0.0 else 0.0
 
     def prefill_within(self, seconds: float, decodes: int) -> float:
         """Most prefill tokens beside `decodes` in an iteration of `seconds`, if nothing comes before them; infinite
         while they seem free."""
         left = seconds - self.seconds(decodes, 0)
-        price = max(self._prices[2], 0.0) / _TOKENS
+        price = self._token_price()
         return left / price if price > 0.0 else float("inf")
 
     def padding(self, decodes: int) -> float:
         """Tokens of whatever kind that make an iteration of `decodes` longer by `PADDING` at most; infinite if free."""
         price = max(self._prices[1] / _DECODES, self._prices[2] / _TOKENS)
         return PADDING * self.seconds(decodes, 0) / price if price > 0.0 else float("inf")
+
+    def _token_price(self) -> float:
+        """Chunks of equal size don't tell tokens from pairs: what a token costs may have been put down to these."""
+        return max(self._prices[2] / _TOKENS, _TOKEN_PAIRS * self._prices[3] / _PAIRS, 0.0)
 
     def _learn(self, features: list[float], target: float) -> None:
         doubt, prices = self._doubt, self._prices
@@ -116,6 +129,12 @@ class TokenBudget:
             return self._limit - decodes
         within = self._pace.prefill_within(self._target, decodes)
         return max(self._tile, int(min(within, _ENDLESS)) // self._tile * self._tile)
+
+    def growth(self) -> int:
+        """Twice as many tokens as of late at most: so a wrong estimate can't hold everybody up for long."""
+        if self._target is None or self._pace.num_seen == 0:
+            return _ENDLESS
+        return max(self._tile, int(2 * self._pace.most_tokens))
 
     @property
     def depth_price(self) -> float:

@@ -115,6 +115,7 @@ class Planner:
             slots_left=config.max_batch_size,
             prefill_left=self._budget.prefill(decodes),
             limit_left=config.max_batch_tokens - decodes,
+            growth_left=self._budget.growth(),
             depth_price=self._budget.depth_price,
             tile=self._tile,
             pads=pads,

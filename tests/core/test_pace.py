@@ -10,7 +10,7 @@ from core_harness import World, make_request
 
 from orcinus.core.config import SchedulerConfig
 from orcinus.core.journal import Scheduled
-from orcinus.core.pace import Pace, TokenBudget
+from orcinus.core.pace import Pace, TokenBudget, pairs_of
 
 
 def test_prices_are_found_through_noise_and_kept_through_monotony():
@@ -163,3 +163,24 @@ def test_a_target_larger_than_the_limit_allows_the_limit_and_no_more():
     world.add(make_request("long", 200, 2, seed=2, arrived_at=world.now))
     world.drain()
     assert max(event.tokens for event in world.journal if isinstance(event, Scheduled)) == 24
+
+
+def test_chunks_at_most_double_under_a_target_however_cheap_they_seem():
+    """The harness answers 2 ms after each plan, whatever is in it: tokens seem free."""
+    config = SchedulerConfig(num_blocks=400, block_size=4, max_batch_tokens=512, target_iteration_seconds=10.0)
+    world = World(config)
+    world.add(make_request("warm", 8, 2, seed=1))
+    world.drain()
+    world.add(make_request("long", 800, 2, seed=2, arrived_at=world.now))
+    world.drain()
+    sizes = [event.tokens for event in world.journal if isinstance(event, Scheduled)]
+    assert [size for size in sizes if size > 1] == [8, 16, 32, 64, 128, 256, 304]
+
+
+def test_what_tokens_cost_is_never_taken_for_nothing_beside_what_pairs_cost():
+    """Chunks of one size at ever deeper positions: the fit may put all of it down to pairs."""
+    pace = Pace()
+    for start in range(0, 4000, 4):
+        pace.observe(16, 4, 0.02 + 1e-8 * pairs_of(start, 4), pairs_of(start, 4))
+    assert 0.0 < pace.depth_price <= 1 / 64
+    assert pace.prefill_within(0.03, 16) < 1e6
