@@ -23,7 +23,7 @@ from overload_server import ServerUnderLoad, real_server
 from raw_client import RawClient, Reply
 from workloads import bench_160m
 
-LONG, STREAMS, STREAMED = 8000, 16, 1800
+LONG, STREAMS, STREAMED = 8000, 16, 1100
 CONTEXT = 16_384
 HOSTILE = 10
 
