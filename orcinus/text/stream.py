@@ -111,22 +111,25 @@ class _Detokenizer:
             text = self._forget_context()
         new = text[len(self._shown) :]
         if new and not new.endswith(REPLACEMENT):
-            return self._show(new, self._num_shown)
+            self._let_go(self._num_shown)
+            # All of it is shown. What is left may begin within a character, and then reads as a sign of its own.
+            self._shown = self._decode()
+            return new
         if len(self._window) - self._num_shown <= _MAX_UNFINISHED_TOKENS:
             return ""
         # Not one unfinished character, then: all but the last sign is final, whatever comes.
-        return self._show(new[:-1], len(self._window) - _MAX_UNFINISHED_TOKENS - 1)
+        self._let_go(len(self._window) - _MAX_UNFINISHED_TOKENS - 1)
+        self._shown = _without_unfinished(self._decode())
+        return new[:-1]
 
     def flush(self) -> str:
         """What is left when no more tokens come: signs for unfinished characters."""
         return self._decode()[len(self._shown) :]
 
-    def _show(self, new: str, window_start: int) -> str:
-        """Let go of the window's tokens before `window_start`; the rest is the next context."""
+    def _let_go(self, window_start: int) -> None:
+        """Of the window's tokens before `window_start`; the rest is the next context."""
         del self._window[:window_start]
         self._num_shown = len(self._window)
-        self._shown = _without_unfinished(self._decode())
-        return new
 
     def _forget_context(self) -> str:
         """New bytes changed how the context reads (byte fallback, invalid UTF-8): it is sent, so go on without it."""

@@ -100,6 +100,8 @@ def test_the_child_of_a_fork_has_helpers_of_its_own(
 
 
 _INTERRUPTED = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background passes on that it is ignored
 import torch
 from orcinus.kernels.cpu import CpuKernels
 torch.set_num_threads(4)

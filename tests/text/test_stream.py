@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizer_files import write_byte_fallback_tokenizer, write_tokenizer
 
@@ -59,6 +59,7 @@ cuts_anywhere = st.lists(st.integers(0, 1000), max_size=6)
 
 @settings(deadline=None, max_examples=400, derandomize=True)
 @given(tokens=tokens_of_any_kind, prompt=st.text(st.sampled_from("ab é🦊")), cuts=cuts_anywhere, skip=st.booleans())
+@example(tokens=[97, 97, 159, 97, 97], prompt="", cuts=[], skip=False).via("a character behind bytes that are none")
 def test_byte_level_text_equals_decoding_everything_at_once_also_where_bytes_are_no_characters(
     byte_level: Tokenizer, tokens: list[int], prompt: str, cuts: list[int], skip: bool
 ) -> None:
